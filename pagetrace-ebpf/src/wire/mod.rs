@@ -1,0 +1,1 @@
+//! What crosses from the kernel to userspace.

@@ -1,0 +1,1 @@
+//! pagetrace: who touched user memory while holding `mmap_lock`, on the kernel you run.
