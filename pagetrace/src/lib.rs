@@ -1,1 +1,4 @@
 //! pagetrace: who touched user memory while holding `mmap_lock`, on the kernel you run.
+
+pub mod live;
+pub mod plan;

@@ -1,1 +1,75 @@
-//! What crosses from the kernel to userspace.
+//! What crosses from the kernel to userspace: records, settings, counters.
+//!
+//! Integers and arrays of integers only, padding explicit, sizes asserted: any byte pattern is a valid value, so
+//! decoding never needs `unsafe` and never panics. Numbers given to kinds, counters and settings are never reused.
+
+mod codec;
+pub mod counter;
+pub mod fault;
+pub mod lock;
+pub mod setting;
+pub mod walk;
+
+pub use codec::{Field, Wire};
+
+use codec::wire;
+
+/// What a record is; the first field of every [`Header`].
+pub mod kind {
+    /// [`super::fault::Violation`]: a user access faulted while the task held an mmap lock.
+    pub const VIOLATION: u32 = 1;
+    /// [`super::fault::Vma`]: the VMA that the fault of the violation before it fell into.
+    pub const VMA: u32 = 2;
+    /// [`super::fault::Fault`]: one page fault, ended.
+    pub const FAULT: u32 = 3;
+    /// [`super::walk::Walk`]: one page walk, ended.
+    pub const WALK: u32 = 4;
+    /// [`super::lock::Wait`]: a wait for an mmap lock, ended.
+    pub const WAIT: u32 = 5;
+    /// [`super::lock::Hold`]: a hold of an mmap lock, ended.
+    pub const HOLD: u32 = 6;
+}
+
+/// Bytes of a task's name, as in `TASK_COMM_LEN`.
+pub const COMM_LEN: usize = 16;
+
+/// Frames of a kernel stack that a record carries.
+pub const STACK_FRAMES: usize = 64;
+
+wire! {
+    /// Starts every record.
+    pub struct Header {
+        /// One of [`kind`].
+        pub kind: u32,
+        /// CPU the event was seen on.
+        pub cpu: u32,
+        /// Nanoseconds of `CLOCK_MONOTONIC`.
+        pub ts: u64,
+        /// Address of the acting task's `task_struct`: unique while the task lives, unlike its id.
+        pub task: u64,
+        /// Thread id.
+        pub tid: u32,
+        /// Process id.
+        pub tgid: u32,
+        /// Name of the thread.
+        pub comm: [u8; COMM_LEN],
+        /// `task_struct.flags` (`PF_*`).
+        pub task_flags: u32,
+        /// Explicit padding.
+        pub pad: u32,
+    }
+}
+
+wire! {
+    /// Whose address space an mm is.
+    pub struct MmOwner {
+        /// Address of the `mm_struct`.
+        pub mm: u64,
+        /// Process id of `mm->owner`; 0 when it has none.
+        pub tgid: u32,
+        /// Explicit padding.
+        pub pad: u32,
+        /// Name of `mm->owner`.
+        pub comm: [u8; COMM_LEN],
+    }
+}

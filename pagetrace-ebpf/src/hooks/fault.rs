@@ -1,0 +1,172 @@
+//! Page faults: the exception, the handler's lock path, the handler itself.
+
+use aya_ebpf::EbpfContext;
+use pagetrace_ebpf::wire::{
+    counter,
+    fault::{Fault, mode, violation},
+    kind, setting,
+};
+
+use super::violation::{Access, emit, emit_vma};
+use crate::{
+    kernel::{describe_mm, member, nofault, predates_tracing, setting},
+    state::{RECORDS, Task, count, fill_header, flag, holds, now, task, task_or_new},
+    target,
+};
+
+/// Privilege level in `pt_regs.cs`.
+const CPL_MASK: u64 = 3;
+
+/// A kernel-mode fault of a task that holds nothing, as far as is known. A task older than the tracing may hold a
+/// lock unseen: its release will tell.
+#[inline(always)]
+fn note_unjudged(known: Option<&mut Task>) {
+    match known {
+        Some(task) => task.kernel_faults = task.kernel_faults.saturating_add(1),
+        None if predates_tracing() => {
+            if let Some(task) = task_or_new() {
+                task.kernel_faults = 1;
+            }
+        }
+        None => {}
+    }
+}
+
+/// Tracepoint `exceptions:page_fault_kernel`: before any lock, and before the handler looks whether faults are
+/// disabled.
+#[inline(always)]
+pub(crate) fn on_exception(address: u64, regs: u64, error: u64) {
+    // Kernel addresses never need mmap_lock (arch/x86/mm/fault.c, do_kern_addr_fault).
+    if address >> 63 != 0 || nofault() {
+        return;
+    }
+    match task() {
+        Some(task) if holds(task) => {
+            task.pending_address = address;
+            task.pending_ip = member(regs, setting::REGS_IP).unwrap_or(0);
+            task.pending_error = error;
+            task.flags |= flag::PENDING;
+        }
+        known if setting(setting::CONFIRM_BY_LOCK) == 1 => note_unjudged(known),
+        _ => {}
+    }
+}
+
+/// `lock_mm_and_find_vma`: the fault handler goes for mmap_lock, after every benign case was sorted out.
+#[inline(always)]
+pub(crate) fn on_handler_locks(ctx: &impl EbpfContext, mm: u64, address: u64, regs: u64) {
+    let Some(cs) = member::<u64>(regs, setting::REGS_CS) else { return count(counter::READ_FAILED) };
+    if cs & CPL_MASK != 0 {
+        return;
+    }
+    let task = match task() {
+        Some(task) if holds(task) => task,
+        known => return note_unjudged(known),
+    };
+    let mut access = Access {
+        mm,
+        address,
+        ip: member(regs, setting::REGS_IP).unwrap_or(0),
+        error: 0,
+        flags: violation::PROVEN,
+        own_readers: 0,
+    };
+    if task.flags & flag::PENDING != 0 && task.pending_address == address {
+        access.error = task.pending_error;
+        access.flags |= violation::ERROR_KNOWN;
+    }
+    task.flags &= !flag::PENDING;
+    emit(ctx, task, &access);
+}
+
+/// `lock_mm_and_find_vma` returned the VMA.
+#[inline(always)]
+pub(crate) fn on_handler_locked(vma: u64) {
+    if let Some(task) = task()
+        && task.flags & flag::WANTS_VMA != 0
+    {
+        emit_vma(task, vma);
+    }
+}
+
+/// `handle_mm_fault` was entered. `regs` is null when get_user_pages calls.
+#[inline(always)]
+pub(crate) fn on_fault(vma: u64, address: u64, flags: u32, regs: u64) {
+    let known = task();
+    if setting(setting::VMA_BY_RETURN) == 0
+        && let Some(task) = known
+        && task.flags & flag::WANTS_VMA != 0
+        && regs != 0
+    {
+        emit_vma(task, vma);
+    }
+    if setting(setting::TRACE) == 0 {
+        return;
+    }
+    let mm: u64 = member(vma, setting::VMA_MM).unwrap_or(0);
+    if !(target::acts() || target::owns(mm)) {
+        return;
+    }
+    let Some(task) = task_or_new() else { return };
+    task.fault_mm = mm;
+    task.fault_address = address;
+    task.fault_flags = flags;
+    task.fault_ip = 0;
+    task.fault_mode = mode::REMOTE;
+    if regs != 0 {
+        task.fault_ip = member(regs, setting::REGS_IP).unwrap_or(0);
+        let cs: u64 = member(regs, setting::REGS_CS).unwrap_or(0);
+        task.fault_mode = if cs & CPL_MASK != 0 { mode::USER } else { mode::KERNEL };
+    }
+    task.flags |= flag::FAULTING;
+    task.fault_since = now();
+}
+
+/// `handle_mm_fault` returned.
+#[inline(always)]
+pub(crate) fn on_fault_end(result: u32) {
+    let Some(task) = task() else { return };
+    if task.flags & flag::FAULTING == 0 {
+        return;
+    }
+    task.flags &= !flag::FAULTING;
+    let duration = now().wrapping_sub(task.fault_since);
+    if duration < setting(setting::MIN_FAULT_NS) {
+        return;
+    }
+    emit_fault(task, duration, result);
+}
+
+#[inline(always)]
+fn emit_fault(task: &mut Task, duration: u64, result: u32) {
+    let Some(mut entry) = RECORDS.reserve::<Fault>(0) else { return count(counter::RING_FULL) };
+    // SAFETY: every field is written below before the record is submitted.
+    let record = unsafe { &mut *entry.as_mut_ptr() };
+    fill_header(&mut record.header, kind::FAULT);
+    describe_mm(task.fault_mm, &mut record.mm);
+    record.address = task.fault_address;
+    record.ip = task.fault_ip;
+    record.duration = duration;
+    record.fault_flags = task.fault_flags;
+    record.result = result;
+    record.mode = task.fault_mode;
+    record.held = task.depth + task.overflow;
+    entry.submit(0);
+}
+
+/// An exception where the handler itself cannot be hooked: its end stays unknown.
+#[inline(always)]
+pub(crate) fn on_exception_only(address: u64, regs: u64, error: u64, mode: u32) {
+    let mm = crate::kernel::current_mm();
+    if address >> 63 != 0 || mm == 0 || nofault() || !(target::acts() || target::owns(mm)) {
+        return;
+    }
+    let Some(task) = task_or_new() else { return };
+    task.fault_mm = mm;
+    task.fault_address = address;
+    task.fault_ip = member(regs, setting::REGS_IP).unwrap_or(0);
+    // FAULT_FLAG_WRITE is bit 0, the error code's write bit is bit 1.
+    task.fault_flags = (error >> 1 & 1) as u32;
+    task.fault_mode = mode;
+    emit_fault(task, u64::MAX, 0);
+}

@@ -1,0 +1,287 @@
+//! Keeps the stack of mmap locks a task holds.
+//!
+//! Rules, each from a pattern that kernels really have: a failed acquisition holds nothing; a read acquisition of
+//! a write-held mm is a downgrade seen through its tracepoint; a release pops the innermost hold of that mm,
+//! whoever's `current->mm` it is; a release by a task that holds nothing was handed to it, or is older than the
+//! tracing.
+
+use aya_ebpf::{EbpfContext, macros::map, maps::HashMap};
+use pagetrace_ebpf::wire::{
+    counter, kind,
+    lock::{Hold, MAX_HELD, Wait, held},
+    setting,
+};
+
+use super::violation;
+use crate::{
+    kernel::{current_mm, describe_mm, predates_tracing, setting},
+    state::{RECORDS, Slot, Task, count, fill_header, flag, holds, now, slot, stack_id, task, task_or_new},
+    target,
+};
+
+/// When somebody who did not hold an mm's lock last released it, nanoseconds of `CLOCK_MONOTONIC`.
+#[map]
+static ORPHAN_RELEASES: HashMap<u64, u64> = HashMap::with_max_entries(4096, 0);
+
+/// Locks of this address space are not worth tracking.
+#[inline(always)]
+fn ignored(mm: u64) -> bool {
+    mm == 0 || mm == setting(setting::INIT_MM)
+}
+
+/// A wait for the lock may begin.
+#[inline(always)]
+pub(crate) fn on_wait(mm: u64) {
+    if ignored(mm) {
+        return;
+    }
+    let Some(task) = task_or_new() else { return };
+    task.wait_mm = mm;
+    task.wait_since = now();
+    task.flags |= flag::WAITING;
+}
+
+/// The lock is held from now on.
+#[inline(always)]
+pub(crate) fn on_acquired(ctx: &impl EbpfContext, mm: u64, flags: u32) {
+    if ignored(mm) {
+        return;
+    }
+    let Some(task) = task_or_new() else { return };
+    confirm(ctx, task, mm, flags, true);
+    end_wait(ctx, task, mm, flags, 1);
+    push(ctx, task, mm, flags);
+}
+
+/// A trylock or an interruptible acquisition did not get the lock.
+#[inline(always)]
+pub(crate) fn on_failed(ctx: &impl EbpfContext, mm: u64, flags: u32) {
+    if ignored(mm) {
+        return;
+    }
+    let Some(task) = task() else { return };
+    confirm(ctx, task, mm, flags, false);
+    end_wait(ctx, task, mm, flags, 0);
+}
+
+/// A function that can fail to acquire was entered; [`on_return`] tells how it ended.
+#[inline(always)]
+pub(crate) fn on_attempt(ctx: &impl EbpfContext, mm: u64, flags: u32) {
+    if ignored(mm) {
+        return;
+    }
+    let Some(task) = task_or_new() else { return };
+    confirm(ctx, task, mm, flags, false);
+    if task.depth != 0 {
+        let top = task.depth - 1;
+        let last = slot(task, top);
+        if last.flags & held::TENTATIVE != 0 {
+            last.flags = last.flags & !held::TENTATIVE | held::UNSURE;
+            count(counter::RETURN_MISSED);
+        }
+    }
+    push(ctx, task, mm, flags | held::TENTATIVE);
+}
+
+/// The function entered last returned.
+#[inline(always)]
+pub(crate) fn on_return(ctx: &impl EbpfContext, acquired: bool) {
+    let Some(task) = task() else { return };
+    if task.depth == 0 {
+        return;
+    }
+    let top = task.depth - 1;
+    let last = *slot(task, top);
+    if last.flags & held::TENTATIVE == 0 {
+        return;
+    }
+    end_wait(ctx, task, last.mm, last.flags & !held::TENTATIVE, u32::from(acquired));
+    if acquired {
+        let last = slot(task, top);
+        last.flags &= !held::TENTATIVE;
+        last.since = now();
+    } else {
+        task.depth = top;
+    }
+}
+
+/// The lock is about to be released.
+#[inline(always)]
+pub(crate) fn on_release(mm: u64, mode: u32) {
+    if ignored(mm) {
+        return;
+    }
+    let Some(task) = task() else { return on_orphan(mm, 0) };
+    task.flags &= !flag::PENDING;
+    let index = innermost(task, mm);
+    if index == NOT_HELD {
+        if task.overflow != 0 {
+            task.overflow -= 1;
+            return;
+        }
+        return on_orphan(mm, task.kernel_faults);
+    }
+    let ended = *slot(task, index);
+    if ended.flags & mode == 0 {
+        count(counter::MODE_MISMATCH);
+    }
+    remove(task, index);
+    emit_hold(&ended);
+}
+
+/// A writer becomes a reader.
+#[inline(always)]
+pub(crate) fn on_downgrade(ctx: &impl EbpfContext, mm: u64) {
+    if ignored(mm) {
+        return;
+    }
+    let Some(task) = task_or_new() else { return };
+    let index = innermost(task, mm);
+    if index == NOT_HELD {
+        // Write-held since before tracing began: read-held by this task from now on.
+        push(ctx, task, mm, held::READ | held::DOWNGRADED);
+    } else {
+        let slot = slot(task, index);
+        slot.flags = slot.flags & !held::WRITE | held::READ | held::DOWNGRADED;
+    }
+}
+
+#[inline(always)]
+fn on_orphan(mm: u64, kernel_faults: u32) {
+    count(counter::UNMATCHED_RELEASE);
+    let time = now();
+    if ORPHAN_RELEASES.insert(&mm, &time, 0).is_err() {
+        count(counter::ORPHAN_MAP_FULL);
+    }
+    // A task older than the tracing held this lock unseen; a fault it took meanwhile was not judged.
+    if kernel_faults != 0 && predates_tracing() {
+        count(counter::FAULT_BEFORE_KNOWN);
+    }
+}
+
+/// Whether a release by somebody else may have ended a hold that began at `since`.
+#[inline(always)]
+pub(crate) fn given_away(mm: u64, since: u64) -> bool {
+    // SAFETY: the value is copied out at once.
+    unsafe { ORPHAN_RELEASES.get(&mm) }.is_some_and(|&time| time > since)
+}
+
+/// An exception is pending and the task goes for its own mm's lock: that is the fault handler, if the stack agrees.
+#[inline(always)]
+fn confirm(ctx: &impl EbpfContext, task: &mut Task, mm: u64, flags: u32, acquired: bool) {
+    if task.flags & flag::PENDING == 0 {
+        return;
+    }
+    task.flags &= !flag::PENDING;
+    if setting(setting::CONFIRM_BY_LOCK) == 1 && flags & held::READ != 0 && mm == current_mm() {
+        violation::confirmed_by_lock(ctx, task, mm, acquired);
+    }
+}
+
+/// No hold of the mm. Not an `Option`: the compiler would copy its undefined payload, which the verifier refuses.
+const NOT_HELD: u32 = MAX_HELD as u32;
+
+/// Index of the innermost hold of `mm`, or [`NOT_HELD`].
+#[inline(always)]
+fn innermost(task: &mut Task, mm: u64) -> u32 {
+    let depth = task.depth;
+    let mut found = NOT_HELD;
+    for index in 0..MAX_HELD as u32 {
+        if index >= depth {
+            break;
+        }
+        if slot(task, index).mm == mm {
+            found = index;
+        }
+    }
+    found
+}
+
+/// Closes the gap that a hold leaves.
+#[inline(always)]
+pub(crate) fn remove(task: &mut Task, index: u32) {
+    let depth = task.depth;
+    for next in 1..MAX_HELD as u32 {
+        if next > index && next < depth {
+            let moved = *slot(task, next);
+            *slot(task, next - 1) = moved;
+        }
+    }
+    task.depth = depth.saturating_sub(1);
+}
+
+#[inline(always)]
+fn push(ctx: &impl EbpfContext, task: &mut Task, mm: u64, flags: u32) {
+    let index = if task.depth == 0 { NOT_HELD } else { innermost(task, mm) };
+    if index != NOT_HELD {
+        let old = slot(task, index);
+        if old.flags & held::WRITE != 0 && flags & held::READ != 0 && flags & held::TENTATIVE == 0 {
+            // The mmap_lock tracepoints report a downgrade as a read acquisition.
+            old.flags = old.flags & !held::WRITE | held::READ | held::DOWNGRADED;
+            return;
+        }
+        if flags & held::WRITE != 0 && flags & held::TENTATIVE == 0 {
+            // A writer excludes every older hold: its release must have been missed.
+            count(counter::STALE_HOLD);
+            remove(task, index);
+        }
+    }
+    let depth = task.depth;
+    if depth >= MAX_HELD as u32 {
+        task.overflow += 1;
+        count(counter::HELD_OVERFLOW);
+        return;
+    }
+    let stack = stack_id(ctx);
+    *slot(task, depth) = Slot { mm, since: now(), flags, stack };
+    task.depth = depth + 1;
+}
+
+#[inline(always)]
+fn end_wait(ctx: &impl EbpfContext, task: &mut Task, mm: u64, flags: u32, acquired: u32) {
+    if setting(setting::TRACE) == 0 || task.flags & flag::WAITING == 0 {
+        return;
+    }
+    task.flags &= !flag::WAITING;
+    let duration = now().wrapping_sub(task.wait_since);
+    if task.wait_mm != mm || duration < setting(setting::MIN_LOCK_NS) || !(target::acts() || target::owns(mm)) {
+        return;
+    }
+    let Some(mut entry) = RECORDS.reserve::<Wait>(0) else { return count(counter::RING_FULL) };
+    // SAFETY: every field is written below before the record is submitted.
+    let record = unsafe { &mut *entry.as_mut_ptr() };
+    fill_header(&mut record.header, kind::WAIT);
+    describe_mm(mm, &mut record.owner);
+    record.duration = duration;
+    record.flags = flags;
+    record.acquired = acquired;
+    record.stack_id = stack_id(ctx);
+    record.pad = 0;
+    entry.submit(0);
+}
+
+#[inline(always)]
+fn emit_hold(ended: &Slot) {
+    if setting(setting::TRACE) == 0 {
+        return;
+    }
+    let duration = now().wrapping_sub(ended.since);
+    if duration < setting(setting::MIN_LOCK_NS) || !(target::acts() || target::owns(ended.mm)) {
+        return;
+    }
+    let Some(mut entry) = RECORDS.reserve::<Hold>(0) else { return count(counter::RING_FULL) };
+    // SAFETY: every field is written below before the record is submitted.
+    let record = unsafe { &mut *entry.as_mut_ptr() };
+    fill_header(&mut record.header, kind::HOLD);
+    describe_mm(ended.mm, &mut record.owner);
+    record.duration = duration;
+    record.flags = ended.flags;
+    record.stack_id = ended.stack;
+    entry.submit(0);
+}
+
+/// Whether the current task holds a lock, for records that say so.
+#[inline(always)]
+pub(crate) fn held_now() -> u32 {
+    task().map_or(0, |task| if holds(task) { task.depth + task.overflow } else { 0 })
+}

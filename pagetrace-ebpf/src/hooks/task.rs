@@ -1,0 +1,33 @@
+//! A task's life: state ends with the task, children of the target are followed.
+
+use pagetrace_ebpf::wire::setting;
+
+use crate::{
+    kernel::{current_mm, know_mm, member, setting},
+    state, target,
+};
+
+/// `sched_process_fork`.
+#[inline(always)]
+pub(crate) fn on_fork(child: u64) {
+    if setting(setting::MM_CACHE) == setting::NONE {
+        know_mm(member(child, setting::TASK_MM).unwrap_or(0));
+    }
+    target::on_fork(child);
+}
+
+/// `sched_process_exec`: the new program's mm is in place.
+#[inline(always)]
+pub(crate) fn on_exec() {
+    if setting(setting::MM_CACHE) == setting::NONE {
+        know_mm(current_mm());
+    }
+    target::on_exec();
+}
+
+/// `sched_process_free`: the task_struct's memory is about to be reused.
+#[inline(always)]
+pub(crate) fn on_free(task: u64) {
+    state::forget(task);
+    target::on_free(task);
+}

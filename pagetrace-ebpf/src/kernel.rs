@@ -1,0 +1,181 @@
+//! Reads the kernel's structures at the offsets the loader found in BTF. Every read can fail and says so.
+
+use aya_ebpf::{
+    helpers::{bpf_get_current_task, bpf_probe_read_kernel, bpf_probe_read_kernel_str_bytes},
+    macros::map,
+    maps::{Array, HashMap},
+};
+use pagetrace_ebpf::wire::{COMM_LEN, MmOwner, setting};
+
+/// The settings; the loader overwrites them before the verifier sees them, so each is a constant to it.
+#[unsafe(no_mangle)]
+static SETTINGS: [u64; setting::LEN] = [0; setting::LEN];
+
+/// One setting.
+#[inline(always)]
+pub(crate) fn setting(index: usize) -> u64 {
+    // SAFETY: indices are constants below the array's length. Volatile, since the value is not the compiler's zero.
+    unsafe { core::ptr::read_volatile(&raw const SETTINGS[index]) }
+}
+
+/// Reads a value of kernel memory.
+#[inline(always)]
+pub(crate) fn read<T: Copy>(address: u64) -> Option<T> {
+    // SAFETY: the helper checks the address itself and fails on a bad one.
+    unsafe { bpf_probe_read_kernel(address as *const T) }.ok()
+}
+
+/// Reads the member whose offset is `member`.
+#[inline(always)]
+pub(crate) fn member<T: Copy>(base: u64, member: usize) -> Option<T> {
+    let offset = setting(member);
+    if offset == setting::NONE { None } else { read(base.wrapping_add(offset)) }
+}
+
+/// The current `task_struct`.
+#[inline(always)]
+pub(crate) fn current() -> u64 {
+    // SAFETY: no arguments, no preconditions.
+    unsafe { bpf_get_current_task() }
+}
+
+/// `current->mm`; 0 for a kernel thread that uses none.
+#[inline(always)]
+pub(crate) fn current_mm() -> u64 {
+    member(current(), setting::TASK_MM).unwrap_or(0)
+}
+
+/// Whether the current task has page faults disabled (include/linux/uaccess.h, `pagefault_disabled`).
+#[inline(always)]
+pub(crate) fn nofault() -> bool {
+    member::<u32>(current(), setting::TASK_NOFAULT).unwrap_or(0) != 0
+}
+
+/// When the last hook was attached, nanoseconds of `CLOCK_MONOTONIC`; 0 until then.
+#[map]
+static ATTACHED_AT: Array<u64> = Array::with_max_entries(1, 0);
+
+/// Whether the current task is older than the tracing.
+#[inline(always)]
+pub(crate) fn predates_tracing() -> bool {
+    let attached = ATTACHED_AT.get(0).copied().unwrap_or(0);
+    attached == 0 || member::<u64>(current(), setting::TASK_START).is_some_and(|start| start < attached)
+}
+
+/// The task that owns an mm, and its process id.
+#[inline(always)]
+pub(crate) fn owner_task(mm: u64) -> Option<(u64, u32)> {
+    let task: u64 = member(mm, setting::MM_OWNER)?;
+    if task == 0 {
+        return None;
+    }
+    Some((task, member(task, setting::TASK_TGID)?))
+}
+
+/// Writes whose address space `mm` is.
+#[inline(always)]
+pub(crate) fn describe_mm(mm: u64, out: &mut MmOwner) {
+    out.mm = mm;
+    out.tgid = 0;
+    out.pad = 0;
+    out.comm = [0; COMM_LEN];
+    if mm == 0 {
+        return;
+    }
+    if let Some((task, tgid)) = owner_task(mm) {
+        out.tgid = tgid;
+        if let Some(comm) = member(task, setting::TASK_COMM) {
+            out.comm = comm;
+        }
+    }
+}
+
+/// Reads a NUL-terminated string; what does not fit is cut off.
+#[inline(always)]
+pub(crate) fn read_str(address: u64, out: &mut [u8]) {
+    // SAFETY: the helper checks the address and writes at most `out.len()` bytes.
+    let _ = unsafe { bpf_probe_read_kernel_str_bytes(address as *const u8, out) };
+}
+
+/// Bases of the direct map and of the page descriptors, and the cache that mm_structs come from.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct SlabLayout {
+    page_offset: u64,
+    vmemmap: u64,
+    cache: u64,
+    size: u64,
+}
+
+#[map]
+static SLAB_LAYOUT: Array<SlabLayout> = Array::with_max_entries(1, 0);
+
+/// Address spaces known to exist, for kernels whose slabs cannot be read.
+#[map]
+static KNOWN_MMS: HashMap<u64, u32> = HashMap::with_max_entries(65536, 0);
+
+/// Remembers an address space.
+#[inline(always)]
+pub(crate) fn know_mm(mm: u64) {
+    if mm != 0 {
+        let _ = KNOWN_MMS.insert(&mm, &1, 0);
+    }
+}
+
+/// The mm whose `mmap_lock` is at `sem`; `None` when this semaphore is another kind of lock.
+#[inline(always)]
+pub(crate) fn mm_of_lock(sem: u64) -> Option<u64> {
+    let mm = sem.wrapping_sub(setting(setting::MM_LOCK));
+    if mm == current_mm() {
+        return Some(mm);
+    }
+    if setting(setting::MM_CACHE) == setting::NONE {
+        // SAFETY: only presence matters; the value is never dereferenced.
+        return unsafe { KNOWN_MMS.get(&mm) }.map(|_| mm);
+    }
+    in_mm_cache(mm).then_some(mm)
+}
+
+/// Whether `mm` is the start of an object of the `mm_struct` slab cache (mm/slab.h, `virt_to_slab`).
+#[inline(always)]
+fn in_mm_cache(mm: u64) -> bool {
+    let Some(layout) = SLAB_LAYOUT.get_ptr_mut(0) else { return false };
+    // SAFETY: an array map's entry 0 always exists; writers race only to store the same values.
+    let layout = unsafe { &mut *layout };
+    if layout.size == 0 && !fill(layout) {
+        return false;
+    }
+    if mm < layout.page_offset || mm >= layout.vmemmap {
+        return false;
+    }
+    let page_size = setting(setting::PAGE_SIZE_OF);
+    let page = layout.vmemmap.wrapping_add(((mm - layout.page_offset) >> 12).wrapping_mul(page_size));
+    let Some(word) = member::<u64>(page, setting::PAGE_HEAD) else { return false };
+    let head = match word & 1 {
+        0 => page,
+        // A mask has all upper bits set, which no pointer into the page descriptors has.
+        _ if setting(setting::PAGE_HEAD_IS_MASK) == 1 && word >> 32 == 0xffff_ffff => page & word,
+        _ => word - 1,
+    };
+    if member::<u64>(head, setting::SLAB_CACHE) != Some(layout.cache) {
+        return false;
+    }
+    let index = head.wrapping_sub(layout.vmemmap) / page_size;
+    let base = layout.page_offset.wrapping_add(index << 12);
+    // mm_struct embeds another rw_semaphore (context.ldt_usr_sem): only the one at the object's start plus the
+    // offset of mmap_lock counts.
+    mm.wrapping_sub(base) % layout.size == 0
+}
+
+#[inline(always)]
+fn fill(layout: &mut SlabLayout) -> bool {
+    let Some(page_offset) = read::<u64>(setting(setting::PAGE_OFFSET_BASE)) else { return false };
+    let Some(vmemmap) = read::<u64>(setting(setting::VMEMMAP_BASE)) else { return false };
+    let Some(cache) = read::<u64>(setting(setting::MM_CACHE)) else { return false };
+    let Some(size) = member::<u32>(cache, setting::CACHE_SIZE) else { return false };
+    layout.page_offset = page_offset;
+    layout.vmemmap = vmemmap;
+    layout.cache = cache;
+    layout.size = u64::from(size);
+    size != 0
+}

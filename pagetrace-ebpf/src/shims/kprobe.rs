@@ -1,0 +1,192 @@
+//! kprobes and kretprobes: arguments from registers at function entry, return values at the return.
+//!
+//! The functions that always acquire count as acquired from their entry: their task runs nothing else in between,
+//! and a kretprobe would be lost when more tasks sleep in the function than it has instances. Those that can fail
+//! are tentative until their return is seen.
+
+use aya_ebpf::{
+    macros::{kprobe, kretprobe},
+    programs::{ProbeContext, RetProbeContext},
+};
+use pagetrace_ebpf::wire::{lock::held, setting, walk::function};
+
+use crate::{
+    hooks::{fault, lock, walk},
+    kernel::{mm_of_lock, setting},
+};
+
+#[inline(always)]
+fn arg(ctx: &ProbeContext, index: usize) -> u64 {
+    ctx.arg(index).unwrap_or(0)
+}
+
+macro_rules! attempt {
+    ($($name:ident, $flags:expr;)*) => {$(
+        #[kprobe]
+        pub(crate) fn $name(ctx: ProbeContext) -> u32 {
+            if let Some(mm) = mm_of_lock(arg(&ctx, 0)) {
+                if setting(setting::TRACE) == 1 {
+                    lock::on_wait(mm);
+                }
+                lock::on_attempt(&ctx, mm, $flags);
+            }
+            0
+        }
+    )*};
+}
+attempt! {
+    kp_down_read_interruptible, held::READ;
+    kp_down_read_killable, held::READ;
+    kp_down_write_killable, held::WRITE;
+    kp_down_read_trylock, held::READ | held::TRY;
+    kp_down_write_trylock, held::WRITE | held::TRY;
+}
+
+macro_rules! acquire {
+    ($($name:ident, $flags:expr;)*) => {$(
+        #[kprobe]
+        pub(crate) fn $name(ctx: ProbeContext) -> u32 {
+            if let Some(mm) = mm_of_lock(arg(&ctx, 0)) {
+                if setting(setting::TRACE) == 1 {
+                    lock::on_wait(mm);
+                    lock::on_attempt(&ctx, mm, $flags);
+                } else {
+                    lock::on_acquired(&ctx, mm, $flags);
+                }
+            }
+            0
+        }
+    )*};
+}
+acquire! {
+    kp_down_read, held::READ;
+    kp_down_write, held::WRITE;
+}
+
+macro_rules! returned {
+    ($($name:ident, |$ret:ident| $ok:expr;)*) => {$(
+        #[kretprobe]
+        pub(crate) fn $name(ctx: RetProbeContext) -> u32 {
+            let $ret = || ctx.ret::<i32>();
+            lock::on_return(&ctx, $ok);
+            0
+        }
+    )*};
+}
+returned! {
+    kr_down_read, |_ret| true;
+    kr_down_write, |_ret| true;
+    kr_down_read_interruptible, |ret| ret() == 0;
+    kr_down_read_killable, |ret| ret() == 0;
+    kr_down_write_killable, |ret| ret() == 0;
+    kr_down_read_trylock, |ret| ret() != 0;
+    kr_down_write_trylock, |ret| ret() != 0;
+}
+
+macro_rules! release {
+    ($($name:ident, $mode:expr;)*) => {$(
+        #[kprobe]
+        pub(crate) fn $name(ctx: ProbeContext) -> u32 {
+            if let Some(mm) = mm_of_lock(arg(&ctx, 0)) {
+                lock::on_release(mm, $mode);
+            }
+            0
+        }
+    )*};
+}
+release! {
+    kp_up_read, held::READ;
+    kp_up_write, held::WRITE;
+}
+
+#[kprobe]
+pub(crate) fn kp_downgrade_write(ctx: ProbeContext) -> u32 {
+    if let Some(mm) = mm_of_lock(arg(&ctx, 0)) {
+        lock::on_downgrade(&ctx, mm);
+    }
+    0
+}
+
+#[kprobe]
+pub(crate) fn kp_lock_mm_and_find_vma(ctx: ProbeContext) -> u32 {
+    fault::on_handler_locks(&ctx, arg(&ctx, 0), arg(&ctx, 1), arg(&ctx, 2));
+    0
+}
+
+#[kretprobe]
+pub(crate) fn kr_lock_mm_and_find_vma(ctx: RetProbeContext) -> u32 {
+    fault::on_handler_locked(ctx.ret());
+    0
+}
+
+#[kprobe]
+pub(crate) fn kp_handle_mm_fault(ctx: ProbeContext) -> u32 {
+    fault::on_fault(arg(&ctx, 0), arg(&ctx, 1), arg(&ctx, 2) as u32, arg(&ctx, 3));
+    0
+}
+
+#[kretprobe]
+pub(crate) fn kr_handle_mm_fault(ctx: RetProbeContext) -> u32 {
+    fault::on_fault_end(ctx.ret());
+    0
+}
+
+#[kprobe]
+pub(crate) fn kp_pagemap_read(ctx: ProbeContext) -> u32 {
+    walk::on_pagemap_read(arg(&ctx, 0), arg(&ctx, 2), arg(&ctx, 3));
+    0
+}
+
+#[kretprobe]
+pub(crate) fn kr_pagemap_read(ctx: RetProbeContext) -> u32 {
+    walk::on_walk_end(function::PAGEMAP_READ, ctx.ret());
+    0
+}
+
+#[kprobe]
+pub(crate) fn kp_do_pagemap_scan(ctx: ProbeContext) -> u32 {
+    walk::on_walk(function::PAGEMAP_SCAN, arg(&ctx, 0), 0, 0, 0);
+    0
+}
+
+#[kretprobe]
+pub(crate) fn kr_do_pagemap_scan(ctx: RetProbeContext) -> u32 {
+    walk::on_walk_end(function::PAGEMAP_SCAN, ctx.ret());
+    0
+}
+
+#[kprobe]
+pub(crate) fn kp_walk_page_vma(ctx: ProbeContext) -> u32 {
+    walk::on_walk_vma(arg(&ctx, 0), arg(&ctx, 1));
+    0
+}
+
+#[kretprobe]
+pub(crate) fn kr_walk_page_vma(ctx: RetProbeContext) -> u32 {
+    walk::on_walk_end(function::VMA, i64::from(ctx.ret::<i32>()));
+    0
+}
+
+macro_rules! walk {
+    ($($enter:ident, $leave:ident, $function:expr, $mm:expr;)*) => {$(
+        #[kprobe]
+        pub(crate) fn $enter(ctx: ProbeContext) -> u32 {
+            let mm: fn(u64) -> u64 = $mm;
+            walk::on_walk($function, mm(arg(&ctx, 0)), arg(&ctx, 1), arg(&ctx, 2), arg(&ctx, 3));
+            0
+        }
+
+        #[kretprobe]
+        pub(crate) fn $leave(ctx: RetProbeContext) -> u32 {
+            walk::on_walk_end($function, i64::from(ctx.ret::<i32>()));
+            0
+        }
+    )*};
+}
+walk! {
+    kp_walk_page_range, kr_walk_page_range, function::RANGE, |mm| mm;
+    kp_walk_page_range_mm, kr_walk_page_range_mm, function::RANGE_MM, |mm| mm;
+    kp_walk_page_range_novma, kr_walk_page_range_novma, function::RANGE_NOVMA, |mm| mm;
+    kp_walk_page_range_vma, kr_walk_page_range_vma, function::RANGE_VMA, walk::mm_of_vma;
+    kp_walk_page_mapping, kr_walk_page_mapping, function::MAPPING, |_mapping| 0;
+}

@@ -1,0 +1,184 @@
+//! What a task carries between events, and the counters.
+//!
+//! State is keyed by the address of the `task_struct`, so a reused process id never meets old state, and it goes
+//! when the kernel frees the task. Only the task itself touches its state, in process context or in an interrupt
+//! on top of it.
+
+use aya_ebpf::{
+    EbpfContext,
+    helpers::{
+        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_smp_processor_id, bpf_ktime_get_ns,
+        generated::bpf_get_stackid,
+    },
+    macros::map,
+    maps::{Array, HashMap, PerCpuArray, RingBuf, StackTrace},
+};
+use pagetrace_ebpf::wire::{Header, counter, lock::MAX_HELD, setting};
+
+use crate::kernel::{current, member, setting};
+
+/// A held lock.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Slot {
+    pub(crate) mm: u64,
+    pub(crate) since: u64,
+    pub(crate) flags: u32,
+    pub(crate) stack: i32,
+}
+
+/// A page walk that has not ended.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct OpenWalk {
+    pub(crate) since: u64,
+    pub(crate) mm: u64,
+    pub(crate) start: u64,
+    pub(crate) end: u64,
+    pub(crate) ops: u64,
+    pub(crate) function: u32,
+    pub(crate) depth: u32,
+}
+
+/// Bits of [`Task::flags`].
+pub(crate) mod flag {
+    /// An exception on a user address was seen; the next lock attempt tells whether it counts.
+    pub(crate) const PENDING: u32 = 1;
+    /// A violation was emitted and waits for its VMA.
+    pub(crate) const WANTS_VMA: u32 = 1 << 1;
+    /// Waits for a lock.
+    pub(crate) const WAITING: u32 = 1 << 2;
+    /// Is inside the fault handler.
+    pub(crate) const FAULTING: u32 = 1 << 3;
+}
+
+/// All that is known of a task.
+#[repr(C)]
+pub(crate) struct Task {
+    pub(crate) depth: u32,
+    pub(crate) overflow: u32,
+    pub(crate) kernel_faults: u32,
+    pub(crate) flags: u32,
+    pub(crate) pending_address: u64,
+    pub(crate) pending_ip: u64,
+    pub(crate) pending_error: u64,
+    pub(crate) wait_mm: u64,
+    pub(crate) wait_since: u64,
+    pub(crate) fault_since: u64,
+    pub(crate) fault_address: u64,
+    pub(crate) fault_ip: u64,
+    pub(crate) fault_mm: u64,
+    pub(crate) fault_flags: u32,
+    pub(crate) fault_mode: u32,
+    pub(crate) walks: [OpenWalk; 2],
+    pub(crate) slots: [Slot; MAX_HELD],
+}
+
+#[map]
+static TASKS: HashMap<u64, Task> = HashMap::with_max_entries(32768, 0);
+
+/// An all-zero task: too large for the BPF stack, so new entries are copied from here.
+#[map]
+static EMPTY_TASK: Array<Task> = Array::with_max_entries(1, 0);
+
+#[map]
+static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(counter::LEN as u32, 0);
+
+/// Records for userspace.
+#[map]
+pub(crate) static RECORDS: RingBuf = RingBuf::with_byte_size(8 << 20, 0);
+
+/// Stacks of lock acquisitions, by id.
+#[map]
+static STACKS: StackTrace = StackTrace::with_max_entries(16384, 0);
+
+/// Adds one to a counter.
+#[inline(always)]
+pub(crate) fn count(index: u32) {
+    if let Some(value) = COUNTERS.get_ptr_mut(index) {
+        // SAFETY: the pointer is this CPU's slot of the map.
+        unsafe { *value += 1 };
+    }
+}
+
+/// State of the current task, when it has some.
+#[inline(always)]
+pub(crate) fn task() -> Option<&'static mut Task> {
+    let key = current();
+    // SAFETY: entries are deleted only when the task is freed, which the current task is not.
+    TASKS.get_ptr_mut(&key).map(|task| unsafe { &mut *task })
+}
+
+/// State of the current task, made when it has none.
+#[inline(always)]
+pub(crate) fn task_or_new() -> Option<&'static mut Task> {
+    if let Some(task) = task() {
+        return Some(task);
+    }
+    let empty = EMPTY_TASK.get(0)?;
+    let key = current();
+    if TASKS.insert(&key, empty, 0).is_err() {
+        count(counter::TASK_MAP_FULL);
+        return None;
+    }
+    task()
+}
+
+/// Forgets a task that the kernel frees.
+#[inline(always)]
+pub(crate) fn forget(task: u64) {
+    let _ = TASKS.remove(&task);
+}
+
+/// One slot; the mask keeps the verifier sure that it lies in the array.
+#[inline(always)]
+pub(crate) fn slot(task: &mut Task, index: u32) -> &mut Slot {
+    // What the compiler proved of the index it would use to drop the mask, and the verifier cannot follow the proof.
+    let index = core::hint::black_box(index);
+    let index = (index & (MAX_HELD as u32 - 1)) as usize;
+    // SAFETY: the index is masked to the array's length, a power of two.
+    unsafe { &mut *task.slots.as_mut_ptr().add(index) }
+}
+
+/// Whether the task holds any mmap lock.
+#[inline(always)]
+pub(crate) fn holds(task: &Task) -> bool {
+    task.depth != 0 || task.overflow != 0
+}
+
+/// Stores the current kernel stack and returns its id, or a negative errno.
+#[inline(always)]
+pub(crate) fn stack_id(ctx: &impl EbpfContext) -> i32 {
+    if setting(setting::LOCK_STACKS) == 0 {
+        return -1;
+    }
+    // SAFETY: the context is the one the program was called with, the map a stack map.
+    let id = unsafe { bpf_get_stackid(ctx.as_ptr(), (&raw const STACKS).cast_mut().cast(), 0) } as i32;
+    if id < 0 {
+        count(counter::STACK_UNREADABLE);
+    }
+    id
+}
+
+/// Nanoseconds of `CLOCK_MONOTONIC`.
+#[inline(always)]
+pub(crate) fn now() -> u64 {
+    // SAFETY: no arguments, no preconditions.
+    unsafe { bpf_ktime_get_ns() }
+}
+
+/// Fills the common part of a record.
+#[inline(always)]
+pub(crate) fn fill_header(header: &mut Header, kind: u32) {
+    let ids = bpf_get_current_pid_tgid();
+    header.kind = kind;
+    // SAFETY: no arguments, no preconditions.
+    header.cpu = unsafe { bpf_get_smp_processor_id() };
+    header.ts = now();
+    header.task = current();
+    header.tid = ids as u32;
+    header.tgid = (ids >> 32) as u32;
+    header.comm = bpf_get_current_comm().unwrap_or_default();
+    header.task_flags = member(header.task, setting::TASK_FLAGS).unwrap_or(0);
+    header.pad = 0;
+}

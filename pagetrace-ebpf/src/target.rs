@@ -1,0 +1,125 @@
+//! Decides what belongs to the target: the acting task, or the address space that is locked or faulted in.
+
+use aya_ebpf::{
+    helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid, generated::bpf_get_current_ancestor_cgroup_id},
+    macros::map,
+    maps::HashMap,
+};
+use pagetrace_ebpf::wire::{
+    counter,
+    setting::{self, target, target_key},
+};
+
+use crate::{
+    kernel::{current, member, owner_task, setting},
+    state::count,
+};
+
+/// Target ids; the value is the leader's `task_struct`, or 0 when the loader put it in. It tells a reused process
+/// id from the process that was meant.
+#[map]
+static TARGETS: HashMap<u64, u64> = HashMap::with_max_entries(65536, 0);
+
+#[inline(always)]
+fn listed(key: u64, leader: u64) -> bool {
+    // SAFETY: the value is copied out at once.
+    match unsafe { TARGETS.get(&key) } {
+        Some(&known) => known == 0 || known == leader,
+        None => false,
+    }
+}
+
+#[inline(always)]
+fn leader_of(task: u64) -> u64 {
+    member(task, setting::TASK_LEADER).unwrap_or(0)
+}
+
+/// Whether the current task itself has what the target asks for, listed or not.
+#[inline(always)]
+fn matches_by_nature() -> bool {
+    match setting(setting::TARGET_MODE) {
+        target::COMM => {
+            let comm = bpf_get_current_comm().unwrap_or_default();
+            let (low, high) = comm.split_at(8);
+            let word = |bytes: &[u8]| bytes.iter().rev().fold(0_u64, |word, &byte| word << 8 | u64::from(byte));
+            word(low) == setting(setting::TARGET_COMM_LO) && word(high) == setting(setting::TARGET_COMM_HI)
+        }
+        target::CGROUP => {
+            // SAFETY: the helper takes any level and returns 0 for one that does not exist.
+            let id = unsafe { bpf_get_current_ancestor_cgroup_id(setting(setting::TARGET_CGROUP_LEVEL) as i32) };
+            id != 0 && id == setting(setting::TARGET_CGROUP)
+        }
+        _ => false,
+    }
+}
+
+/// Whether the current task belongs to the target.
+#[inline(always)]
+pub(crate) fn acts() -> bool {
+    if setting(setting::TARGET_MODE) == target::ALL {
+        return true;
+    }
+    let ids = bpf_get_current_pid_tgid();
+    let leader = leader_of(current());
+    listed(target_key::PROCESS | ids >> 32, leader)
+        || listed(target_key::THREAD | ids & 0xffff_ffff, 0)
+        || matches_by_nature()
+}
+
+/// Whether the address space belongs to the target.
+#[inline(always)]
+pub(crate) fn owns(mm: u64) -> bool {
+    if setting(setting::TARGET_MODE) == target::ALL {
+        return true;
+    }
+    let Some((task, tgid)) = owner_task(mm) else { return false };
+    let leader = leader_of(task);
+    listed(target_key::PROCESS | u64::from(tgid), leader) || listed(target_key::MM_ONLY | u64::from(tgid), leader)
+}
+
+/// A child of the target belongs to it as well.
+#[inline(always)]
+pub(crate) fn on_fork(child: u64) {
+    if setting(setting::TARGET_MODE) == target::ALL {
+        return;
+    }
+    let Some(tgid) = member::<u32>(child, setting::TASK_TGID) else { return count(counter::READ_FAILED) };
+    if u64::from(tgid) == bpf_get_current_pid_tgid() >> 32 || !acts() {
+        return;
+    }
+    add(tgid, child);
+}
+
+/// A program's new name, or its cgroup, can make it the target.
+#[inline(always)]
+pub(crate) fn on_exec() {
+    if matches_by_nature() {
+        add((bpf_get_current_pid_tgid() >> 32) as u32, leader_of(current()));
+    }
+}
+
+#[inline(always)]
+fn add(tgid: u32, leader: u64) {
+    let key = target_key::PROCESS | u64::from(tgid);
+    if TARGETS.insert(&key, &leader, 0).is_err() {
+        count(counter::TARGET_MAP_FULL);
+    }
+}
+
+/// A freed leader's process id means nothing any more, unless another target took it over.
+#[inline(always)]
+pub(crate) fn on_free(task: u64) {
+    if setting(setting::TARGET_MODE) == target::ALL {
+        return;
+    }
+    let Some(tgid) = member::<u32>(task, setting::TASK_TGID) else { return };
+    if member::<u32>(task, setting::TASK_PID) != Some(tgid) {
+        return;
+    }
+    let key = target_key::PROCESS | u64::from(tgid);
+    // SAFETY: the value is copied out at once.
+    let known = unsafe { TARGETS.get(&key) }.copied();
+    if known == Some(task) || known == Some(0) {
+        let _ = TARGETS.remove(&key);
+    }
+}

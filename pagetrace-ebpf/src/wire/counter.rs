@@ -1,0 +1,42 @@
+//! Named counters of what was lost or could not be judged. Append only.
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident = $index:literal, $text:literal;)*) => {
+        $($(#[$doc])* pub const $name: u32 = $index;)*
+        /// Names of the counters as reports spell them, by number.
+        pub const NAMES: &[&str] = &[$($text),*];
+        /// Number of counters.
+        pub const LEN: usize = NAMES.len();
+    };
+}
+
+counters! {
+    /// A record found no room in the ring buffer.
+    RING_FULL = 0, "ring_full";
+    /// A violation found no room in the ring buffer.
+    VIOLATION_LOST = 1, "violation_lost";
+    /// No room for a task's state: its locks were not tracked.
+    TASK_MAP_FULL = 2, "task_map_full";
+    /// A stack could not be read or stored.
+    STACK_UNREADABLE = 3, "stack_unreadable";
+    /// A task held more locks than its state has room for.
+    HELD_OVERFLOW = 4, "held_overflow";
+    /// A release by a task that was not seen acquiring.
+    UNMATCHED_RELEASE = 5, "unmatched_release";
+    /// A task that held a lock before tracing began took a kernel-mode fault before it released it.
+    FAULT_BEFORE_KNOWN = 6, "fault_before_known";
+    /// A hold turned out to be over although its release was not seen by the holder.
+    STALE_HOLD = 7, "stale_hold";
+    /// The return of a lock function was not seen.
+    RETURN_MISSED = 8, "return_missed";
+    /// A violation whose only locks may have been given away or never taken.
+    UNCERTAIN_VIOLATION = 9, "uncertain_violation";
+    /// No room to remember a release by a task that did not hold the lock.
+    ORPHAN_MAP_FULL = 10, "orphan_map_full";
+    /// No room for a followed child.
+    TARGET_MAP_FULL = 11, "target_map_full";
+    /// A kernel structure could not be read.
+    READ_FAILED = 12, "kernel_read_failed";
+    /// A release with another mode than the acquisition.
+    MODE_MISMATCH = 13, "mode_mismatch";
+}

@@ -1,0 +1,138 @@
+//! Settings the loader gives the BPF object: one slot of a read-only array each, known to the verifier as constants.
+//!
+//! Offsets are bytes from the running kernel's BTF. [`NONE`] means that this kernel has no such member.
+
+/// Marks an offset or symbol that this kernel does not have.
+pub const NONE: u64 = u64::MAX;
+
+macro_rules! settings {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        #[derive(Clone, Copy)]
+        #[repr(usize)]
+        #[expect(non_camel_case_types, reason = "settings are spelled as constants")]
+        enum Index { $($name,)* }
+        $($(#[$doc])* pub const $name: usize = Index::$name as usize;)*
+        /// Names, by slot.
+        pub const NAMES: &[&str] = &[$(stringify!($name)),*];
+    };
+}
+
+/// Slots there are.
+pub const LEN: usize = 64;
+
+settings! {
+    /// `task_struct.mm`.
+    TASK_MM,
+    /// `task_struct.flags`.
+    TASK_FLAGS,
+    /// `task_struct.pid`.
+    TASK_PID,
+    /// `task_struct.tgid`.
+    TASK_TGID,
+    /// `task_struct.comm`.
+    TASK_COMM,
+    /// `task_struct.group_leader`.
+    TASK_LEADER,
+    /// `task_struct.start_time`, nanoseconds of `CLOCK_MONOTONIC`.
+    TASK_START,
+    /// `task_struct.pagefault_disabled`.
+    TASK_NOFAULT,
+    /// `mm_struct.mmap_lock`.
+    MM_LOCK,
+    /// `mm_struct.owner`.
+    MM_OWNER,
+    /// `rw_semaphore.count`.
+    SEM_COUNT,
+    /// `rw_semaphore.owner`.
+    SEM_OWNER,
+    /// `vm_area_struct.vm_start`.
+    VMA_START,
+    /// `vm_area_struct.vm_end`.
+    VMA_END,
+    /// `vm_area_struct.vm_flags`.
+    VMA_FLAGS,
+    /// `vm_area_struct.vm_pgoff`.
+    VMA_PGOFF,
+    /// `vm_area_struct.vm_file`.
+    VMA_FILE,
+    /// `vm_area_struct.vm_mm`.
+    VMA_MM,
+    /// `file.f_path.dentry`.
+    FILE_DENTRY,
+    /// `file.private_data`.
+    FILE_PRIVATE,
+    /// `dentry.d_name.name`.
+    DENTRY_NAME,
+    /// `dentry.d_inode`.
+    DENTRY_INODE,
+    /// `inode.i_ino`.
+    INODE_INO,
+    /// Address of the variable `page_offset_base`, for the slab check.
+    PAGE_OFFSET_BASE,
+    /// Address of the variable `vmemmap_base`, for the slab check.
+    VMEMMAP_BASE,
+    /// `sizeof(struct page)`.
+    PAGE_SIZE_OF,
+    /// `page.compound_head` or `page.compound_info`.
+    PAGE_HEAD,
+    /// 1 when the head word of a tail page can be a mask instead of a pointer.
+    PAGE_HEAD_IS_MASK,
+    /// Offset of the slab's cache pointer in `struct slab` or `struct page`.
+    SLAB_CACHE,
+    /// Address of the variable `mm_cachep`, the cache of `mm_struct`.
+    MM_CACHE,
+    /// `kmem_cache.size`.
+    CACHE_SIZE,
+    /// Address of `init_mm`: its lock guards no user memory.
+    INIT_MM,
+    /// One of [`super::setting::target`].
+    TARGET_MODE,
+    /// First eight bytes of the wanted comm.
+    TARGET_COMM_LO,
+    /// Last eight bytes of the wanted comm.
+    TARGET_COMM_HI,
+    /// Id of the wanted cgroup.
+    TARGET_CGROUP,
+    /// Level of the wanted cgroup under the root of the hierarchy.
+    TARGET_CGROUP_LEVEL,
+    /// 1: an exception followed by a lock attempt counts, since the handler's own lock path cannot be hooked.
+    CONFIRM_BY_LOCK,
+    /// 1: emit every fault, walk, and waits and holds over [`MIN_LOCK_NS`].
+    TRACE,
+    /// Shortest wait or hold that `trace` emits, nanoseconds.
+    MIN_LOCK_NS,
+    /// Shortest fault that `trace` emits, nanoseconds.
+    MIN_FAULT_NS,
+    /// 1: remember the stack of every acquisition.
+    LOCK_STACKS,
+    /// The tracer's own process id: its own faults and locks are not emitted by `trace`.
+    SELF_TGID,
+    /// `pt_regs.ip`.
+    REGS_IP,
+    /// `pt_regs.cs`.
+    REGS_CS,
+    /// 1: the fault hook's return tells the VMA; 0: `handle_mm_fault` does.
+    VMA_BY_RETURN,
+}
+
+/// Values of [`TARGET_MODE`].
+pub mod target {
+    /// The whole machine.
+    pub const ALL: u64 = 0;
+    /// The processes in the target map, and their children.
+    pub const LISTED: u64 = 1;
+    /// As [`LISTED`], and whoever has the wanted comm.
+    pub const COMM: u64 = 2;
+    /// As [`LISTED`], and whoever is in the wanted cgroup or below.
+    pub const CGROUP: u64 = 3;
+}
+
+/// Keys of the target map: a kind in the upper half, an id in the lower.
+pub mod target_key {
+    /// All threads of this process act as the target, and its mm is the target's.
+    pub const PROCESS: u64 = 0;
+    /// This thread acts as the target.
+    pub const THREAD: u64 = 1 << 32;
+    /// The mm of this process is the target's, but its threads do not act as the target.
+    pub const MM_ONLY: u64 = 2 << 32;
+}

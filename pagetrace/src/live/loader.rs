@@ -1,0 +1,304 @@
+//! Loads the BPF object and attaches what the plan says. The only module that names `aya`.
+
+use std::{
+    io::{self, Read as _},
+    os::fd::{AsFd as _, AsRawFd as _},
+};
+
+use aya::{
+    Btf, Ebpf, EbpfError, EbpfLoader,
+    maps::{Array, HashMap, MapData, MapError, PerCpuArray, RingBuf, StackTraceMap},
+    programs::{BtfTracePoint, FEntry, FExit, Iter, KProbe, Program, ProgramError, RawTracePoint},
+};
+use pagetrace_ebpf::wire::{counter, setting};
+use tokio::io::unix::AsyncFd;
+
+use super::settings::Settings;
+use crate::plan::{Plan, Probe, ProgramType, Refusal};
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pagetrace.bpf.o"));
+
+/// Sizes of the object's maps.
+#[derive(Debug, Clone, Copy)]
+pub struct Sizes {
+    /// Bytes of the ring buffer: a power of two, at least one page.
+    pub ring_bytes: u32,
+    /// Tasks that can have state at once.
+    pub tasks: u32,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Self { ring_bytes: 8 << 20, tasks: 32768 }
+    }
+}
+
+/// Why attaching failed.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// The kernel's type information could not be read.
+    #[error("cannot read the kernel's BTF: {0}")]
+    Btf(#[from] aya::BtfError),
+    /// The object or its maps were refused.
+    #[error("cannot load the BPF object: {0}")]
+    Object(#[from] EbpfError),
+    /// One program was refused; a plan without it may work.
+    #[error("the kernel refused {} on {}: {}", .0.attach.name(), .0.target, .0.why)]
+    Refused(Refusal),
+    /// The object does not have what this code expects of it.
+    #[error("the BPF object has no {0}")]
+    Incomplete(String),
+    /// A map could not be used.
+    #[error("cannot use a BPF map: {0}")]
+    Map(#[from] MapError),
+    /// A file descriptor could not be used.
+    #[error("{0}: {1}")]
+    Io(&'static str, #[source] io::Error),
+}
+
+/// Everything that is attached; dropping it detaches.
+pub struct Attached {
+    bpf: Ebpf,
+    ring: AsyncFd<RingBuf<MapData>>,
+    stacks: StackTraceMap<MapData>,
+    counters: PerCpuArray<MapData, u64>,
+    programs: Vec<String>,
+}
+
+/// The initial content of the target map.
+pub type TargetKeys = Vec<u64>;
+
+/// Loads and attaches. The order matters: releases before acquisitions, so that every hold seen beginning is seen
+/// ending, and faults last.
+///
+/// # Errors
+/// [`AttachError::Refused`] names the program a new plan should do without.
+pub fn attach(plan: &Plan, settings: &Settings, sizes: Sizes, targets: &TargetKeys) -> Result<Attached, AttachError> {
+    let btf = Btf::from_sys_fs()?;
+    let mut loader = EbpfLoader::new();
+    loader
+        .btf(Some(&btf))
+        .override_global("SETTINGS", settings.slots(), true)
+        .map_max_entries("RECORDS", sizes.ring_bytes)
+        .map_max_entries("TASKS", sizes.tasks);
+    if settings.get(setting::MM_CACHE) != setting::NONE {
+        loader.map_max_entries("KNOWN_MMS", 1);
+    }
+    if settings.get(setting::TARGET_MODE) == setting::target::ALL {
+        loader.map_max_entries("TARGETS", 1);
+    }
+    let mut bpf = loader.load(OBJECT)?;
+    fill_targets(&mut bpf, settings, targets)?;
+    let mut probes = plan.probes();
+    probes.sort_by_key(|probe| order(probe));
+    for probe in &probes {
+        load(&mut bpf, probe, &btf).map_err(|why| refused(probe, &why))?;
+    }
+    if settings.get(setting::MM_CACHE) == setting::NONE {
+        find_address_spaces(&mut bpf, &btf)?;
+    }
+    for probe in &probes {
+        attach_one(&mut bpf, probe).map_err(|why| refused(probe, &why))?;
+    }
+    let mut attached_at = Array::<_, u64>::try_from(map(&mut bpf, "ATTACHED_AT")?)?;
+    attached_at.set(0, monotonic_ns(), 0)?;
+    let ring = RingBuf::try_from(map(&mut bpf, "RECORDS")?)?;
+    Ok(Attached {
+        ring: register(ring).map_err(|err| AttachError::Io("cannot poll the ring buffer", err))?,
+        stacks: StackTraceMap::try_from(map(&mut bpf, "STACKS")?)?,
+        counters: PerCpuArray::try_from(map(&mut bpf, "COUNTERS")?)?,
+        programs: probes.iter().map(|probe| probe.program.clone()).collect(),
+        bpf,
+    })
+}
+
+#[expect(unsafe_code, reason = "tokio cannot know that the ring buffer keeps its descriptor")]
+fn register(ring: RingBuf<MapData>) -> io::Result<AsyncFd<RingBuf<MapData>>> {
+    // SAFETY: the ring buffer owns its map's descriptor, never replaces it, and closes it when dropped, which
+    // AsyncFd does only after deregistering.
+    unsafe { AsyncFd::register(ring) }.map_err(Into::into)
+}
+
+/// Nanoseconds of the clock that the kernel stamps records with.
+pub fn monotonic_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
+}
+
+fn map(bpf: &mut Ebpf, name: &str) -> Result<aya::maps::Map, AttachError> {
+    bpf.take_map(name).ok_or_else(|| AttachError::Incomplete(format!("map {name}")))
+}
+
+fn program<'a>(bpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Program, ProgramError> {
+    bpf.program_mut(name)
+        .ok_or_else(|| ProgramError::IOError(io::Error::other(format!("the BPF object has no program {name}"))))
+}
+
+fn order(probe: &Probe) -> u8 {
+    let stem = &probe.program[3..];
+    match stem {
+        _ if stem.starts_with("sched_") => 0,
+        "up_read" | "up_write" | "downgrade_write" => 1,
+        _ if stem.starts_with("mmap_lock_released") => 1,
+        _ if probe.kind == ProgramType::Kretprobe => 2,
+        _ if stem.starts_with("down_") || stem.starts_with("mmap_lock") => 3,
+        _ => 4,
+    }
+}
+
+fn refused(probe: &Probe, why: &ProgramError) -> AttachError {
+    let mut text = why.to_string();
+    if let ProgramError::LoadError { verifier_log, .. } = why {
+        log::debug!("verifier log of {}:\n{verifier_log}", probe.program);
+    }
+    let mut source = std::error::Error::source(why);
+    while let Some(inner) = source {
+        let inner_text = inner.to_string();
+        if !text.contains(&inner_text) {
+            text = format!("{text}: {inner_text}");
+        }
+        source = inner.source();
+    }
+    // A verifier log belongs into the debug log, not into a sentence.
+    let text = text.lines().next().unwrap_or("unknown error").trim_end_matches(" Verifier output:").to_owned();
+    AttachError::Refused(Refusal { attach: probe.kind.attach(), target: probe.target.clone(), why: text })
+}
+
+fn load(bpf: &mut Ebpf, probe: &Probe, btf: &Btf) -> Result<(), ProgramError> {
+    let target = probe.target.as_str();
+    let program = program(bpf, &probe.program)?;
+    match probe.kind {
+        ProgramType::Kprobe | ProgramType::Kretprobe => <&mut KProbe>::try_from(program)?.load(),
+        ProgramType::Fentry => <&mut FEntry>::try_from(program)?.load(target, btf),
+        ProgramType::Fexit => <&mut FExit>::try_from(program)?.load(target, btf),
+        ProgramType::BtfTracepoint => <&mut BtfTracePoint>::try_from(program)?.load(target, btf),
+        ProgramType::RawTracepoint => <&mut RawTracePoint>::try_from(program)?.load(),
+    }
+}
+
+fn attach_one(bpf: &mut Ebpf, probe: &Probe) -> Result<(), ProgramError> {
+    let program = program(bpf, &probe.program)?;
+    match probe.kind {
+        ProgramType::Kprobe | ProgramType::Kretprobe => {
+            <&mut KProbe>::try_from(program)?.attach(&probe.target, 0).map(drop)
+        }
+        ProgramType::Fentry => <&mut FEntry>::try_from(program)?.attach().map(drop),
+        ProgramType::Fexit => <&mut FExit>::try_from(program)?.attach().map(drop),
+        ProgramType::BtfTracepoint => <&mut BtfTracePoint>::try_from(program)?.attach().map(drop),
+        ProgramType::RawTracepoint => <&mut RawTracePoint>::try_from(program)?.attach(&probe.target).map(drop),
+    }
+}
+
+fn fill_targets(bpf: &mut Ebpf, settings: &Settings, targets: &TargetKeys) -> Result<(), AttachError> {
+    if settings.get(setting::TARGET_MODE) == setting::target::ALL {
+        return Ok(());
+    }
+    let map = bpf.map_mut("TARGETS").ok_or_else(|| AttachError::Incomplete("map TARGETS".to_owned()))?;
+    let mut map = HashMap::<_, u64, u64>::try_from(map)?;
+    for key in targets {
+        map.insert(key, 0, 0)?;
+    }
+    Ok(())
+}
+
+/// Runs the task iterator once. Only for kernels whose slabs cannot be read.
+fn find_address_spaces(bpf: &mut Ebpf, btf: &Btf) -> Result<(), AttachError> {
+    let probe = Probe { program: "it_task".to_owned(), kind: ProgramType::BtfTracepoint, target: "task".to_owned() };
+    let run = |bpf: &mut Ebpf| -> Result<(), ProgramError> {
+        let iter: &mut Iter = program(bpf, &probe.program)?.try_into()?;
+        iter.load("task", btf)?;
+        let id = iter.attach()?;
+        let mut file = iter.take_link(id)?.into_file().map_err(|err| ProgramError::IOError(io::Error::other(err)))?;
+        let mut sink = Vec::new();
+        file.read_to_end(&mut sink)?;
+        Ok(())
+    };
+    run(bpf).map_err(|why| refused(&probe, &why))
+}
+
+impl Attached {
+    /// Adds a target key to the running trace.
+    ///
+    /// # Errors
+    /// When the map is full.
+    pub fn add_target(&mut self, key: u64) -> Result<(), AttachError> {
+        let map = self.bpf.map_mut("TARGETS").ok_or_else(|| AttachError::Incomplete("map TARGETS".to_owned()))?;
+        Ok(HashMap::<_, u64, u64>::try_from(map)?.insert(key, 0, 0)?)
+    }
+
+    /// Waits until records may be there, then hands each to `take`.
+    ///
+    /// # Errors
+    /// When the ring buffer cannot be polled.
+    pub async fn wait_and_drain(&mut self, take: &mut dyn FnMut(&[u8])) -> io::Result<()> {
+        let mut guard = self.ring.readable_mut().await?;
+        let ring = guard.get_inner_mut();
+        while let Some(item) = ring.next() {
+            take(&item);
+        }
+        guard.clear_ready();
+        Ok(())
+    }
+
+    /// Hands over what is in the ring buffer now, without waiting.
+    pub fn drain(&mut self, take: &mut dyn FnMut(&[u8])) {
+        let ring = self.ring.get_mut();
+        while let Some(item) = ring.next() {
+            take(&item);
+        }
+    }
+
+    /// Addresses of a stored stack, innermost first; `None` when the id is none or the stack is gone.
+    pub fn stack(&self, id: i32) -> Option<Vec<u64>> {
+        let id = u32::try_from(id).ok()?;
+        let trace = self.stacks.get(&id, 0).ok()?;
+        Some(trace.frames().iter().map(|frame| frame.ip).filter(|ip| *ip != 0).collect())
+    }
+
+    /// The counters, summed over CPUs, and the events that the kernel skipped because a program of ours was
+    /// running already.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn counters(&self) -> Result<Vec<(&'static str, u64)>, AttachError> {
+        let mut out = Vec::new();
+        for (index, name) in counter::NAMES.iter().enumerate() {
+            let values = self.counters.get(&u32::try_from(index).unwrap_or(u32::MAX), 0)?;
+            out.push((*name, values.iter().sum()));
+        }
+        out.push(("recursion_misses", self.recursion_misses()));
+        Ok(out)
+    }
+
+    fn recursion_misses(&self) -> u64 {
+        self.programs.iter().filter_map(|name| recursion_misses(self.bpf.program(name)?)).sum()
+    }
+
+    /// Detaches everything; maps can still be read.
+    pub fn detach(&mut self) {
+        // Faults first, releases last: the reverse of attaching.
+        for name in self.programs.iter().rev() {
+            if let Some(program) = self.bpf.program_mut(name) {
+                let _ = unload(program);
+            }
+        }
+    }
+}
+
+fn unload(program: &mut Program) -> Result<(), ProgramError> {
+    match program {
+        Program::KProbe(program) => program.unload(),
+        Program::FEntry(program) => program.unload(),
+        Program::FExit(program) => program.unload(),
+        Program::BtfTracePoint(program) => program.unload(),
+        Program::RawTracePoint(program) => program.unload(),
+        _ => Ok(()),
+    }
+}
+
+/// Since 5.12 the kernel counts calls it skipped; fdinfo tells (kernel/bpf/syscall.c, `bpf_prog_show_fdinfo`).
+fn recursion_misses(program: &Program) -> Option<u64> {
+    let fd = program.fd().ok()?.as_fd().as_raw_fd();
+    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
+    text.lines().find_map(|line| line.strip_prefix("recursion_misses:")?.trim().parse().ok())
+}

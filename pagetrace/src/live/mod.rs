@@ -1,0 +1,4 @@
+//! Tracing this machine: loading, attaching, reading.
+
+pub mod loader;
+pub mod settings;

@@ -1,0 +1,220 @@
+//! Picks one way for each event.
+
+use super::{
+    Attach, Event, EventPlan, KernelView, PassedOver, Plan, Probe, ProgramType,
+    ways::{HANDLER_LOCK, WALKERS, vma_by_handler, walker, ways},
+};
+
+/// What the caller wants.
+#[derive(Debug, Clone, Default)]
+pub struct Wish {
+    /// Use this attach type wherever the event can be had by it.
+    pub force: Option<Attach>,
+    /// Faults, walks and waits are wanted as well, not only violations.
+    pub trace: bool,
+    /// What an earlier try to attach was refused.
+    pub refused: Vec<Refusal>,
+}
+
+/// The kernel refused a program although everything it shows said that it would take it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// The program's attach type.
+    pub attach: Attach,
+    /// Its target.
+    pub target: String,
+    /// What the kernel said.
+    pub why: String,
+}
+
+/// Why no plan is possible.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// An event without which there is no verdict cannot be seen.
+    #[error("this kernel does not show {}: {reasons}", .event.name())]
+    Blind {
+        /// The event.
+        event: Event,
+        /// Every way and what is wrong with it.
+        reasons: String,
+    },
+}
+
+/// Best first. fentry sees every rwsem function, so also a lock taken around the mmap_lock wrappers, and costs a
+/// fraction of a kprobe. Tracepoints sit in the wrappers. kprobes share one recursion guard a CPU, so they can be
+/// skipped while an unrelated BPF program or map update runs there.
+const LOCK_ORDER: [Attach; 4] = [Attach::Fentry, Attach::Tracepoint, Attach::Kprobe, Attach::RawTracepoint];
+const FUNCTION_ORDER: [Attach; 4] = [Attach::Fentry, Attach::Kprobe, Attach::Tracepoint, Attach::RawTracepoint];
+
+/// Plans for `kernel`.
+///
+/// # Errors
+/// [`PlanError::Blind`] when locks, kernel-mode faults or the end of tasks cannot be seen at all.
+pub fn plan(kernel: &dyn KernelView, wish: &Wish) -> Result<Plan, PlanError> {
+    let mut events = Vec::new();
+    for event in [Event::MmapLock, Event::KernelFault, Event::FaultKind, Event::FaultVma, Event::TaskLife] {
+        events.push(choose(kernel, wish, event));
+    }
+    if wish.trace {
+        events.push(choose(kernel, wish, Event::PageFault));
+        events.push(choose(kernel, wish, Event::PageWalk));
+    }
+    for plan in &mut events {
+        explain(plan, wish);
+    }
+    for plan in &events {
+        let essential = matches!(plan.event, Event::MmapLock | Event::KernelFault | Event::TaskLife);
+        let forced_away = plan.event == Event::MmapLock && wish.force.is_some() && plan.attach != wish.force;
+        if essential && (plan.attach.is_none() || forced_away) {
+            let reasons: Vec<String> = plan
+                .passed_over
+                .iter()
+                .filter(|passed| !forced_away || Some(passed.attach) == wish.force)
+                .map(|passed| format!("{}: {}", passed.attach.name(), passed.why))
+                .collect();
+            return Err(PlanError::Blind { event: plan.event, reasons: reasons.join("; ") });
+        }
+    }
+    Ok(Plan { events })
+}
+
+fn choose(kernel: &dyn KernelView, wish: &Wish, event: Event) -> EventPlan {
+    let mut plan = EventPlan { event, attach: None, probes: Vec::new(), passed_over: Vec::new(), not_seen: Vec::new() };
+    let mut order: Vec<Attach> = if event == Event::MmapLock { LOCK_ORDER.into() } else { FUNCTION_ORDER.into() };
+    let optional = matches!(event, Event::FaultVma | Event::PageFault | Event::PageWalk);
+    if let Some(force) = wish.force {
+        order.sort_by_key(|attach| *attach != force);
+    }
+    for attach in order {
+        let foreign = wish.force.is_some_and(|force| force != attach);
+        match usable(kernel, wish, event, attach) {
+            Err(why) => plan.passed_over.push(PassedOver { attach, why }),
+            Ok(_) if foreign && optional && !same_family(wish.force, attach) => {
+                plan.passed_over.push(PassedOver { attach, why: "another attach type was asked for".to_owned() });
+            }
+            Ok(_) if plan.attach.is_some() => {
+                let chosen = plan.attach.map_or("", Attach::name);
+                plan.passed_over.push(PassedOver { attach, why: format!("{chosen} is better here") });
+            }
+            Ok(probes) => {
+                plan.attach = Some(attach);
+                plan.probes = probes;
+            }
+        }
+    }
+    plan
+}
+
+/// Both kinds of tracepoint serve who asked for one.
+fn same_family(force: Option<Attach>, attach: Attach) -> bool {
+    let is_tracepoint = |attach| matches!(attach, Attach::Tracepoint | Attach::RawTracepoint);
+    force == Some(attach) || (force.is_some_and(is_tracepoint) && is_tracepoint(attach))
+}
+
+/// The programs for this way, or why it is closed.
+fn usable(kernel: &dyn KernelView, wish: &Wish, event: Event, attach: Attach) -> Result<Vec<Probe>, String> {
+    if event == Event::PageWalk {
+        return walks(kernel, wish, attach);
+    }
+    let none = || "there is no such way to this event".to_owned();
+    let probes = ways(kernel, event, attach, wish.trace).ok_or_else(none)?;
+    match check_all(kernel, wish, &probes) {
+        Ok(()) => Ok(probes),
+        Err(why) if event == Event::FaultVma => {
+            let probes = vma_by_handler(attach).ok_or_else(none)?;
+            if kernel.has_symbol(HANDLER_LOCK) {
+                return Err(why);
+            }
+            check_all(kernel, wish, &probes).map(|()| probes)
+        }
+        Err(why) => Err(why),
+    }
+}
+
+fn check_all(kernel: &dyn KernelView, wish: &Wish, probes: &[Probe]) -> Result<(), String> {
+    probes.iter().try_for_each(|probe| check(kernel, wish, probe))
+}
+
+fn check(kernel: &dyn KernelView, wish: &Wish, probe: &Probe) -> Result<(), String> {
+    let Probe { kind, target, .. } = probe;
+    let attach = kind.attach();
+    if let Some(refusal) = wish.refused.iter().find(|refusal| refusal.attach == attach && refusal.target == *target) {
+        return Err(format!("the kernel refused {target}: {}", refusal.why));
+    }
+    match kind {
+        ProgramType::Kprobe | ProgramType::Kretprobe => {
+            if !kernel.has_kprobes() {
+                return Err("this kernel was built without kprobes".to_owned());
+            }
+            if !kernel.has_symbol(target) {
+                return Err(format!("this kernel has no function {target}"));
+            }
+        }
+        ProgramType::Fentry | ProgramType::Fexit => {
+            if !kernel.has_btf_function(target) {
+                return Err(format!("BTF describes no function {target}"));
+            }
+        }
+        ProgramType::BtfTracepoint | ProgramType::RawTracepoint => {
+            if kernel.tracepoint_args(target).is_none() {
+                return Err(format!("this kernel has no tracepoint {target}"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// As many walkers as the kernel lets us see.
+fn walks(kernel: &dyn KernelView, wish: &Wish, attach: Attach) -> Result<Vec<Probe>, String> {
+    let mut out = Vec::new();
+    let mut last = "there are no tracepoints in page walks".to_owned();
+    for (stem, names) in WALKERS {
+        for name in names {
+            let probes = walker(attach, stem, name);
+            match check_all(kernel, wish, &probes) {
+                Ok(()) if !probes.is_empty() => {
+                    out.extend(probes);
+                    break;
+                }
+                Ok(()) => {}
+                Err(why) => last = why,
+            }
+        }
+    }
+    if out.is_empty() { Err(last) } else { Ok(out) }
+}
+
+/// Says what the choice leaves unseen.
+fn explain(plan: &mut EventPlan, wish: &Wish) {
+    let tracepoints = plan.attach.is_some_and(|attach| matches!(attach, Attach::Tracepoint | Attach::RawTracepoint));
+    let not_seen = match plan.event {
+        Event::MmapLock if tracepoints => {
+            Some("mmap locks taken by calling the rwsem functions directly, around the mmap_lock wrappers")
+        }
+        Event::FaultKind if plan.attach.is_none() => Some("whether a faulting access was a read or a write"),
+        Event::FaultVma if plan.attach.is_none() => Some("the VMA that a faulting address lies in"),
+        Event::PageFault if plan.attach.is_none() => Some("page faults"),
+        Event::PageFault if tracepoints => {
+            Some("the latency and the result of page faults, and faults taken by get_user_pages")
+        }
+        Event::PageWalk if plan.attach.is_none() => Some("page walks"),
+        Event::PageWalk => {
+            let seen = |stem: &str| plan.probes.iter().any(|probe| probe.program.ends_with(stem));
+            let missing: Vec<&str> = WALKERS.iter().map(|(stem, _)| *stem).filter(|stem| !seen(stem)).collect();
+            if !missing.is_empty() {
+                plan.not_seen.push(format!("walkers this kernel does not have or show: {}", missing.join(", ")));
+            }
+            None
+        }
+        _ => None,
+    };
+    if let Some(sentence) = not_seen {
+        plan.not_seen.push(sentence.to_owned());
+    }
+    if plan.event == Event::MmapLock && wish.force == Some(Attach::Kprobe) {
+        plan.not_seen.push(
+            "lock events on a CPU where another kprobe program or a BPF map update is running: the kernel skips kprobe programs there"
+                .to_owned(),
+        );
+    }
+}
