@@ -1,0 +1,150 @@
+//! What a finding is made of. Addresses stay addresses here; names are added when it is shown.
+
+use serde::Serialize;
+
+/// Kind of finding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Class {
+    /// A kernel-mode access to a user address faulted while the task held an mmap lock.
+    FaultUnderLock,
+}
+
+/// How bad it is, mildest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Severity {
+    /// Only other address spaces' locks are held: two tasks doing it to each other deadlock.
+    CrossMm,
+    /// The faulting mm's lock is held for reading: deadlocks as soon as a writer queues.
+    RecursiveRead,
+    /// The faulting mm's lock is held for writing: deadlocks at once.
+    Deadlock,
+}
+
+impl Severity {
+    /// As reports spell it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::CrossMm => "cross-mm",
+            Self::RecursiveRead => "recursive-read",
+            Self::Deadlock => "deadlock",
+        }
+    }
+}
+
+/// A task.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct TaskId {
+    /// Process id.
+    pub pid: u32,
+    /// Thread id.
+    pub tid: u32,
+    /// Thread name, escaped.
+    pub comm: String,
+    /// Whether it is a kernel thread.
+    pub kernel_thread: bool,
+}
+
+/// An address space.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct MmId {
+    /// Address of its `mm_struct`.
+    pub address: u64,
+    /// Process that owns it and that process's name, where the kernel tells.
+    pub owner: Option<(u32, String)>,
+}
+
+/// Read or write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LockMode {
+    /// Shared.
+    Read,
+    /// Exclusive.
+    Write,
+}
+
+/// Whose lock is held, seen from the faulting address space.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Relation {
+    /// The faulting mm's own lock.
+    Own,
+    /// Another mm's lock.
+    Foreign,
+}
+
+/// A lock held when the access faulted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeldLock {
+    /// Whose lock.
+    pub mm: MmId,
+    /// Own or foreign.
+    pub relation: Relation,
+    /// How it is held.
+    pub mode: LockMode,
+    /// Taken by a trylock.
+    pub trylock: bool,
+    /// Write-held before, downgraded since.
+    pub downgraded: bool,
+    /// Nanoseconds held when the access faulted.
+    pub held_ns: u64,
+    /// Whether a writer waited for it at that moment; `None` when it is write-held.
+    pub writer_queued: Option<bool>,
+    /// Where it was taken, innermost first; empty when the stack could not be kept.
+    pub stack: Vec<u64>,
+}
+
+/// The VMA of the faulting address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct VmaInfo {
+    /// First address.
+    pub start: u64,
+    /// First address behind it.
+    pub end: u64,
+    /// As in /proc/PID/maps.
+    pub perms: String,
+    /// Offset into the file, bytes.
+    pub offset: u64,
+    /// Last component of the mapped file's path; `None` when anonymous.
+    pub file: Option<String>,
+}
+
+/// The access that faulted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Access {
+    /// Faulting address.
+    pub address: u64,
+    /// Instruction that faulted.
+    pub ip: u64,
+    /// Write or read, where the exception told.
+    pub write: Option<bool>,
+    /// Faulting address space.
+    pub mm: MmId,
+    /// VMA of the address, where it could be had without the lock.
+    pub vma: Option<VmaInfo>,
+    /// Kernel stack, innermost first.
+    pub stack: Vec<u64>,
+}
+
+/// One distinct violation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// Kind.
+    pub class: Class,
+    /// How bad.
+    pub severity: Severity,
+    /// Who.
+    pub task: TaskId,
+    /// Locks held, outermost first.
+    pub locks: Vec<HeldLock>,
+    /// The access.
+    pub access: Access,
+    /// Times it was seen: same task, same stacks, same severity.
+    pub count: u64,
+    /// First and last time, nanoseconds of `CLOCK_MONOTONIC`.
+    pub seen: (u64, u64),
+    /// The task was found stuck after it.
+    pub hung: bool,
+}

@@ -1,0 +1,9 @@
+//! Findings from records. Pure: no BPF, no files, no clock; the same records always give the same findings.
+
+mod correlate;
+mod finding;
+mod verdict;
+
+pub use correlate::{Correlator, Outcome, Stacks};
+pub use finding::{Access, Class, Finding, HeldLock, LockMode, MmId, Relation, Severity, TaskId, VmaInfo};
+pub use verdict::{Inputs, Loss, Verdict, judge};

@@ -1,0 +1,116 @@
+//! The verdict: what a run may claim, given what it found and what it could not see.
+
+use serde::Serialize;
+
+/// What a run comes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// Nothing found, and nothing that could have hidden a violation.
+    Clean,
+    /// Violations found.
+    Findings,
+    /// Nothing found, but something was lost that could have hidden a violation.
+    Incomplete,
+}
+
+impl Verdict {
+    /// As reports spell it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Clean => "clean",
+            Self::Findings => "findings",
+            Self::Incomplete => "incomplete",
+        }
+    }
+}
+
+/// Named counters.
+pub type Loss = Vec<(&'static str, u64)>;
+
+/// What the verdict is made from.
+#[derive(Debug, Clone, Default)]
+pub struct Inputs {
+    /// Findings there are.
+    pub findings: usize,
+    /// Violations that cannot be told from something benign.
+    pub uncertain: u64,
+    /// Records that could not be decoded.
+    pub unknown_records: u64,
+    /// Counters of the BPF object.
+    pub loss: Loss,
+    /// Reasons the run itself gives, e.g. that it was cut short.
+    pub reasons: Vec<String>,
+}
+
+/// Counters that can hide a violation, and how a person would say it. The others are told, but hide nothing: a
+/// full ring counts here only through the violations it swallowed, an unreadable stack leaves its finding standing,
+/// and a hold found stale was found.
+const HIDES: [(&str, &str); 8] = [
+    ("violation_lost", "violations found no room in the ring buffer: give it more with --ring-bytes"),
+    ("task_map_full", "tasks could not be tracked, their map was full: give it more with --max-tasks"),
+    ("fault_before_known", "tasks that held a lock before tracing began took a kernel-mode fault under it"),
+    ("return_missed", "returns of lock functions were missed, so whether a lock was taken is unknown"),
+    ("orphan_map_full", "releases by tasks that did not hold the lock could not be remembered"),
+    ("target_map_full", "children of the target could not be followed, their map was full"),
+    ("kernel_read_failed", "kernel structures could not be read"),
+    ("recursion_misses", "the kernel skipped events because a program of this tracer was already running on that CPU"),
+];
+
+/// The verdict and why a clean one is impossible, one sentence each.
+pub fn judge(inputs: &Inputs) -> (Verdict, Vec<String>) {
+    let mut because = inputs.reasons.clone();
+    for (name, text) in HIDES {
+        let count: u64 = inputs.loss.iter().filter(|(known, _)| *known == name).map(|(_, count)| count).sum();
+        if count != 0 {
+            because.push(format!("{name} = {count}: {text}"));
+        }
+    }
+    if inputs.uncertain != 0 {
+        because.push(format!(
+            "{} faults were taken by tasks whose lock may have been handed to another task before: they can be violations",
+            inputs.uncertain
+        ));
+    }
+    if inputs.unknown_records != 0 {
+        because.push(format!("{} records could not be decoded", inputs.unknown_records));
+    }
+    let verdict = match (inputs.findings, because.is_empty()) {
+        (0, true) => Verdict::Clean,
+        (0, false) => Verdict::Incomplete,
+        _ => Verdict::Findings,
+    };
+    (verdict, because)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clean_needs_that_nothing_could_have_hidden_a_violation() {
+        assert_eq!(judge(&Inputs::default()).0, Verdict::Clean);
+        for (name, _) in HIDES {
+            let (verdict, because) = judge(&Inputs { loss: vec![(name, 1)], ..Inputs::default() });
+            assert_eq!(verdict, Verdict::Incomplete, "{name}");
+            assert!(because.iter().any(|reason| reason.contains(name)), "{name}");
+        }
+        let told_only = vec![("unmatched_release", 9), ("ring_full", 3), ("stale_hold", 2)];
+        assert_eq!(judge(&Inputs { loss: told_only, ..Inputs::default() }).0, Verdict::Clean);
+    }
+
+    #[test]
+    fn a_finding_stands_whatever_was_lost() {
+        let inputs = Inputs { findings: 1, loss: vec![("violation_lost", 5)], ..Inputs::default() };
+        let (verdict, because) = judge(&inputs);
+        assert_eq!(verdict, Verdict::Findings);
+        assert_eq!(because.len(), 1, "the loss is still told");
+    }
+
+    #[test]
+    fn every_counter_that_hides_exists() {
+        for (name, _) in HIDES {
+            assert!(name == "recursion_misses" || pagetrace_ebpf::wire::counter::NAMES.contains(&name), "{name}");
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! Records: what the kernel said, decoded. A total function: what is unknown or too short is counted, never a panic.
+
+use pagetrace_ebpf::wire::{
+    Header, Wire,
+    fault::{Fault, Violation, Vma},
+    kind,
+    lock::{Hold, Wait},
+    walk::Walk,
+};
+
+/// One record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Record {
+    /// A user access faulted while the task held an mmap lock.
+    Violation(Box<Violation>),
+    /// The VMA of the violation before it.
+    Vma(Vma),
+    /// A page fault.
+    Fault(Fault),
+    /// A page walk.
+    Walk(Walk),
+    /// A wait for an mmap lock.
+    Wait(Wait),
+    /// A hold of an mmap lock.
+    Hold(Hold),
+    /// A kind that this program does not know, or a record that ends too early.
+    Unknown {
+        /// The kind, when there were enough bytes to tell.
+        kind: Option<u32>,
+    },
+}
+
+impl Record {
+    /// Decodes one record.
+    pub fn decode(bytes: &[u8]) -> Self {
+        let kind = Header::decode(bytes).map(|header| header.kind);
+        let unknown = Self::Unknown { kind };
+        match kind {
+            Some(kind::VIOLATION) => Violation::decode(bytes).map(|v| Self::Violation(Box::new(v))),
+            Some(kind::VMA) => Vma::decode(bytes).map(Self::Vma),
+            Some(kind::FAULT) => Fault::decode(bytes).map(Self::Fault),
+            Some(kind::WALK) => Walk::decode(bytes).map(Self::Walk),
+            Some(kind::WAIT) => Wait::decode(bytes).map(Self::Wait),
+            Some(kind::HOLD) => Hold::decode(bytes).map(Self::Hold),
+            _ => None,
+        }
+        .unwrap_or(unknown)
+    }
+}
+
+/// A name from the kernel up to its first NUL, with everything a terminal would act on escaped.
+pub fn name(bytes: &[u8]) -> String {
+    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    let text = String::from_utf8_lossy(bytes.get(..end).unwrap_or_default());
+    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn control_characters_of_a_name_never_reach_a_terminal() {
+        assert_eq!(name(b"a\x1b[31mb\0junk"), "a\\u{1b}[31mb");
+        assert_eq!(name(b"sixteen-byte-name"), "sixteen-byte-name");
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_decode(bytes in proptest::collection::vec(any::<u8>(), 0..2048), kind in 0_u32..9) {
+            let mut bytes = bytes;
+            for (at, byte) in kind.to_le_bytes().into_iter().enumerate() {
+                if let Some(slot) = bytes.get_mut(at) {
+                    *slot = byte;
+                }
+            }
+            let record = Record::decode(&bytes);
+            if bytes.len() >= Violation::SIZE && kind == kind::VIOLATION {
+                prop_assert!(matches!(record, Record::Violation(_)));
+            }
+            if bytes.len() < Header::SIZE {
+                prop_assert_eq!(record, Record::Unknown { kind: None });
+            }
+        }
+    }
+}
