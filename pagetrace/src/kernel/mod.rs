@@ -1,0 +1,3 @@
+//! Facts about the running kernel. Decides nothing about what to attach; that is the plan's business.
+
+pub mod btf;
