@@ -27,7 +27,7 @@ impl Member {
     /// Offset in bytes, unless the member is a bit field.
     #[must_use]
     pub fn byte_offset(&self) -> Option<u32> {
-        (self.bitfield_bits.is_none() && self.bit_offset % 8 == 0).then_some(self.bit_offset / 8)
+        (self.bitfield_bits.is_none() && self.bit_offset.is_multiple_of(8)).then_some(self.bit_offset / 8)
     }
 }
 
