@@ -139,9 +139,9 @@ impl Kallsyms {
     #[must_use]
     pub fn resolve(&self, address: u64) -> Option<Resolved<'_>> {
         let symbol_at = |position: usize| self.symbols.get(*self.functions.get(position)? as usize);
-        let next = self.functions.partition_point(|&i| {
-            self.symbols.get(i as usize).is_some_and(|symbol| symbol.address <= address)
-        });
+        let next = self
+            .functions
+            .partition_point(|&i| self.symbols.get(i as usize).is_some_and(|symbol| symbol.address <= address));
         let symbol = symbol_at(next.checked_sub(1)?)?;
         let offset = address - symbol.address;
         let name = self.slice(symbol.name as usize, usize::from(symbol.name_len))?;
@@ -220,7 +220,9 @@ fn name_of<'a>(text: &'a [u8], symbol: &Symbol) -> &'a [u8] {
 
 fn is_function(text: &[u8], symbol: &Symbol) -> bool {
     // arm64 and riscv mark code and data inside functions with `$x` and `$d`.
-    matches!(symbol.kind, b't' | b'T' | b'w' | b'W') && symbol.address != 0 && text.get(symbol.name as usize) != Some(&b'$')
+    matches!(symbol.kind, b't' | b'T' | b'w' | b'W')
+        && symbol.address != 0
+        && text.get(symbol.name as usize) != Some(&b'$')
 }
 
 /// Of several names for one address the one a reader knows: fewest underscores before it, then global, then short.
