@@ -1,6 +1,7 @@
 //! pagetrace: who touched user memory while holding `mmap_lock`, on the kernel you run.
 
 pub mod analysis;
+pub mod kernel;
 pub mod live;
 pub mod plan;
 pub mod record;
