@@ -1,7 +1,11 @@
 //! pagetrace: who touched user memory while holding `mmap_lock`, on the kernel you run.
 
 pub mod analysis;
+pub mod cli;
 pub mod kernel;
 pub mod live;
+pub mod output;
 pub mod plan;
 pub mod record;
+pub mod symbolize;
+pub mod vm;
