@@ -1,9 +1,5 @@
 //! Puts the BPF object where `include_bytes!` finds it.
-<<<<<<< HEAD
-#![expect(clippy::print_stdout, reason = "a build script talks to cargo on stdout")]
-=======
 #![expect(clippy::print_stdout, reason = "this is how a build script talks to cargo")]
->>>>>>> vm
 
 pub mod bpf;
 
