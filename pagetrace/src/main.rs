@@ -1,8 +1,11 @@
 //! The command.
 
-fn main() {
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // In a test kernel the same static binary is the first process.
     if pagetrace::vm::guest::is_init() {
         pagetrace::vm::guest::main();
     }
-    println!("pagetrace {}", env!("CARGO_PKG_VERSION"));
+    pagetrace::cli::main()
 }

@@ -152,6 +152,13 @@ impl Kallsyms {
         Some(Resolved { name, offset, size, module: self.module(symbol) })
     }
 
+    /// The first symbol of any kind that begins at `address`. Looks at every symbol: keep the answer.
+    #[must_use]
+    pub fn name_at(&self, address: u64) -> Option<&str> {
+        let symbol = self.symbols.iter().find(|symbol| symbol.address == address)?;
+        self.slice(symbol.name as usize, usize::from(symbol.name_len))
+    }
+
     fn module(&self, symbol: &Symbol) -> Option<&str> {
         let len = usize::from(symbol.module_len);
         let start = symbol.name as usize + usize::from(symbol.name_len) + 2;

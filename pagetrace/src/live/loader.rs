@@ -13,7 +13,7 @@ use aya::{
 use pagetrace_ebpf::wire::{counter, setting};
 use tokio::io::unix::AsyncFd;
 
-use super::settings::Settings;
+use super::{readiness::readable, settings::Settings};
 use crate::plan::{Plan, Probe, ProgramType, Refusal};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pagetrace.bpf.o"));
@@ -65,15 +65,12 @@ pub struct Attached {
     programs: Vec<String>,
 }
 
-/// The initial content of the target map.
-pub type TargetKeys = Vec<u64>;
-
 /// Loads and attaches. The order matters: releases before acquisitions, so that every hold seen beginning is seen
 /// ending, and faults last.
 ///
 /// # Errors
 /// [`AttachError::Refused`] names the program a new plan should do without.
-pub fn attach(plan: &Plan, settings: &Settings, sizes: Sizes, targets: &TargetKeys) -> Result<Attached, AttachError> {
+pub fn attach(plan: &Plan, settings: &Settings, sizes: Sizes, targets: &[u64]) -> Result<Attached, AttachError> {
     let btf = Btf::from_sys_fs()?;
     let mut loader = EbpfLoader::new();
     loader
@@ -104,19 +101,12 @@ pub fn attach(plan: &Plan, settings: &Settings, sizes: Sizes, targets: &TargetKe
     attached_at.set(0, monotonic_ns(), 0)?;
     let ring = RingBuf::try_from(map(&mut bpf, "RECORDS")?)?;
     Ok(Attached {
-        ring: register(ring).map_err(|err| AttachError::Io("cannot poll the ring buffer", err))?,
+        ring: readable(ring).map_err(|err| AttachError::Io("cannot poll the ring buffer", err))?,
         stacks: StackTraceMap::try_from(map(&mut bpf, "STACKS")?)?,
         counters: PerCpuArray::try_from(map(&mut bpf, "COUNTERS")?)?,
         programs: probes.iter().map(|probe| probe.program.clone()).collect(),
         bpf,
     })
-}
-
-#[expect(unsafe_code, reason = "tokio cannot know that the ring buffer keeps its descriptor")]
-fn register(ring: RingBuf<MapData>) -> io::Result<AsyncFd<RingBuf<MapData>>> {
-    // SAFETY: the ring buffer owns its map's descriptor, never replaces it, and closes it when dropped, which
-    // AsyncFd does only after deregistering.
-    unsafe { AsyncFd::register(ring) }.map_err(Into::into)
 }
 
 /// Nanoseconds of the clock that the kernel stamps records with.
@@ -189,7 +179,7 @@ fn attach_one(bpf: &mut Ebpf, probe: &Probe) -> Result<(), ProgramError> {
     }
 }
 
-fn fill_targets(bpf: &mut Ebpf, settings: &Settings, targets: &TargetKeys) -> Result<(), AttachError> {
+fn fill_targets(bpf: &mut Ebpf, settings: &Settings, targets: &[u64]) -> Result<(), AttachError> {
     if settings.get(setting::TARGET_MODE) == setting::target::ALL {
         return Ok(());
     }
@@ -217,13 +207,11 @@ fn find_address_spaces(bpf: &mut Ebpf, btf: &Btf) -> Result<(), AttachError> {
 }
 
 impl Attached {
-    /// Adds a target key to the running trace.
-    ///
-    /// # Errors
-    /// When the map is full.
-    pub fn add_target(&mut self, key: u64) -> Result<(), AttachError> {
-        let map = self.bpf.map_mut("TARGETS").ok_or_else(|| AttachError::Incomplete("map TARGETS".to_owned()))?;
-        Ok(HashMap::<_, u64, u64>::try_from(map)?.insert(key, 0, 0)?)
+    /// Whether a process belongs to the target, as the kernel side followed it.
+    pub fn is_target(&self, pid: u32) -> bool {
+        let Some(map) = self.bpf.map("TARGETS") else { return false };
+        let key = setting::target_key::PROCESS | u64::from(pid);
+        HashMap::<_, u64, u64>::try_from(map).is_ok_and(|map| map.get(&key, 0).is_ok())
     }
 
     /// Waits until records may be there, then hands each to `take`.

@@ -1,4 +1,10 @@
-//! Tracing this machine: loading, attaching, reading.
+//! The traced machine as it runs: loading, attaching, reading, the traced command. Whatever is decided about events
+//! is decided elsewhere.
 
+pub mod hang;
 pub mod loader;
+pub mod prepare;
+mod readiness;
+pub mod session;
 pub mod settings;
+pub mod workload;

@@ -1,0 +1,183 @@
+//! Arguments: syntax only. Nothing here looks at the machine.
+
+use std::{ffi::OsString, path::PathBuf, time::Duration};
+
+use clap::{Args as ClapArgs, Parser, Subcommand};
+
+use crate::{
+    live::{loader::Sizes, prepare::Run, session::Spec, workload::targets::Selection},
+    output::Format,
+    plan::Attach,
+};
+
+/// Tells, on the kernel you are running, who touched user memory while holding mmap_lock.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    arg_required_else_help = true,
+    after_help = "Exit codes: 0 clean, 1 findings, 2 usage, 3 this kernel or user cannot, 4 incomplete, 5 internal error; \
+a clean run of a command ends with the command's own code (128+n for a signal)."
+)]
+pub struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a command, or watch tasks, and give a verdict: page faults taken under an mmap lock
+    Check(CheckArgs),
+    /// Stream page faults, page walks, and long waits for and holds of mmap locks
+    Trace(TraceArgs),
+    /// Show what would be attached on this kernel, what was passed over and why, and what stays unseen
+    Probes(ProbesArgs),
+}
+
+/// Whom to watch.
+#[derive(Debug, ClapArgs)]
+pub struct Target {
+    /// Watch this process, its children, and whoever locks its mm or faults in it (repeatable)
+    #[arg(short, long, value_name = "PID")]
+    pub pid: Vec<u32>,
+    /// Watch this thread (repeatable)
+    #[arg(short, long, value_name = "TID")]
+    pub tid: Vec<u32>,
+    /// Watch tasks of this name
+    #[arg(short, long, value_name = "NAME")]
+    pub comm: Option<String>,
+    /// Watch the tasks of this cgroup (version 2) and of those below it
+    #[arg(long, value_name = "PATH")]
+    pub cgroup: Option<PathBuf>,
+    /// Run the command as root even if sudo was called by another user
+    #[arg(long)]
+    pub as_root: bool,
+    /// Stop after so many seconds
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub duration: Option<Duration>,
+    /// Command to run and watch, with its children
+    #[arg(last = true, value_name = "COMMAND")]
+    pub argv: Vec<OsString>,
+}
+
+/// How to watch.
+#[derive(Debug, ClapArgs)]
+pub struct Tuning {
+    /// Use this attach type for every event that this kernel shows by it
+    #[arg(long, value_enum, value_name = "TYPE")]
+    pub attach: Option<Attach>,
+    /// Size of the ring buffer: a power of two, at least 4096
+    #[arg(long, value_name = "BYTES", default_value_t = Sizes::default().ring_bytes, value_parser = ring_bytes)]
+    pub ring_bytes: u32,
+    /// Tasks that can be tracked at once
+    #[arg(long, value_name = "N", default_value_t = Sizes::default().tasks, value_parser = clap::value_parser!(u32).range(16..=4_194_304))]
+    pub max_tasks: u32,
+}
+
+/// `check`.
+#[derive(Debug, ClapArgs)]
+pub struct CheckArgs {
+    /// Whom.
+    #[command(flatten)]
+    pub target: Target,
+    /// How.
+    #[command(flatten)]
+    pub tuning: Tuning,
+    /// Form of the report
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+    /// Write the report to this file instead of stdout
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+/// `trace`.
+#[derive(Debug, ClapArgs)]
+pub struct TraceArgs {
+    /// Whom.
+    #[command(flatten)]
+    pub target: Target,
+    /// How.
+    #[command(flatten)]
+    pub tuning: Tuning,
+    /// Form of the events
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+    /// Write the events to this file instead of stdout
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Shortest wait for or hold of an mmap lock to show, microseconds
+    #[arg(long, value_name = "US", default_value_t = 100)]
+    pub min_us: u64,
+    /// Shortest page fault to show, microseconds
+    #[arg(long, value_name = "US", default_value_t = 0)]
+    pub min_fault_us: u64,
+}
+
+/// `probes`.
+#[derive(Debug, ClapArgs)]
+pub struct ProbesArgs {
+    /// Use this attach type for every event that this kernel shows by it
+    #[arg(long, value_enum, value_name = "TYPE")]
+    pub attach: Option<Attach>,
+    /// Form of the plan
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+    /// Do not try to attach; only say what the kernel's own tables promise
+    #[arg(long)]
+    pub dry: bool,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
+    Duration::try_from_secs_f64(seconds).map_err(|err| err.to_string())
+}
+
+fn ring_bytes(text: &str) -> Result<u32, String> {
+    let bytes: u32 = text.parse().map_err(|_| "not a number of bytes".to_owned())?;
+    if bytes < 4096 || !bytes.is_power_of_two() || bytes > 1 << 30 {
+        return Err("must be a power of two from 4096 to 1073741824".to_owned());
+    }
+    Ok(bytes)
+}
+
+impl Target {
+    /// The run these arguments ask for.
+    pub(super) fn spec(&self, tuning: &Tuning, run: Run) -> Spec {
+        Spec {
+            attach: tuning.attach,
+            selection: Selection {
+                pids: self.pid.clone(),
+                tids: self.tid.clone(),
+                comms: self.comm.iter().cloned().collect(),
+                cgroup: self.cgroup.clone(),
+            },
+            argv: self.argv.clone(),
+            as_root: self.as_root,
+            duration: self.duration,
+            run,
+            sizes: Sizes { ring_bytes: tuning.ring_bytes, tasks: tuning.max_tasks },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn a_ring_is_a_power_of_two_of_at_least_a_page() {
+        assert_eq!(ring_bytes("4096"), Ok(4096));
+        for bad in ["0", "2048", "5000", "x", "4294967296"] {
+            assert!(ring_bytes(bad).is_err(), "{bad}");
+        }
+    }
+}

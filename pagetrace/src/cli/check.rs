@@ -1,0 +1,127 @@
+//! `pagetrace check`: a verdict.
+
+use std::{io, time::Duration};
+
+use anyhow::{Context as _, Result};
+
+use super::{
+    args::CheckArgs,
+    exit::{Exit, Unmet},
+    sink,
+};
+use crate::{
+    analysis::{Inputs, judge},
+    kernel::{KernelFacts, Roots, memlock, preflight},
+    live::{
+        prepare::Run,
+        session::{self, CommandEnd, Observer, Outcomes, Spec},
+        workload::Ended,
+    },
+    output::{
+        Format,
+        report::{Command, Coverage, Kernel, Report, ReportedFinding, SCHEMA},
+        text,
+    },
+    plan::Plan,
+    record::Record,
+    symbolize::Symbolizer,
+};
+
+/// Looks at the kernel and stops with a sentence when it or the user cannot.
+pub(super) fn facts() -> Result<KernelFacts> {
+    let limit = memlock::lift();
+    log::debug!("RLIMIT_MEMLOCK: {limit:?}");
+    let facts = KernelFacts::gather(&Roots::default()).context("cannot look at this kernel")?;
+    let problems = preflight(&facts);
+    for problem in problems.iter().filter(|problem| !problem.fatal) {
+        log::info!("{}: {}: {}", problem.what, problem.why, problem.remedy);
+    }
+    let fatal: Vec<String> = problems
+        .iter()
+        .filter(|problem| problem.fatal)
+        .map(|problem| format!("{}: {}; {}", problem.what, problem.why, problem.remedy))
+        .collect();
+    if !fatal.is_empty() {
+        return Err(Unmet(fatal.join("\n  ")).into());
+    }
+    Ok(facts)
+}
+
+/// Runs a session on a small runtime.
+pub(super) fn drive(facts: &KernelFacts, spec: Spec, observer: &mut dyn Observer) -> Result<Outcomes> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
+    runtime.block_on(session::run(facts, spec, observer))
+}
+
+/// Says on stderr what a person wants to know meanwhile.
+struct Quiet;
+
+impl Observer for Quiet {
+    fn attached(&mut self, plan: &Plan, took: Duration) {
+        log::info!("attached {} programs in {} ms", plan.probes().len(), took.as_millis());
+    }
+    fn event(&mut self, _record: &Record, _names: &Symbolizer, _stack: &[u64]) -> io::Result<()> {
+        Ok(())
+    }
+    fn finding(&mut self, number: usize, finding: &ReportedFinding) -> io::Result<()> {
+        eprintln!("pagetrace: finding #{number}, {}: {}", finding.severity.name(), finding.summary);
+        Ok(())
+    }
+    fn note(&mut self, sentence: &str) {
+        eprintln!("pagetrace: {sentence}");
+    }
+}
+
+/// The report of what a run came to.
+pub(super) fn report(facts: &KernelFacts, spec_argv: &[std::ffi::OsString], outcomes: Outcomes) -> Report {
+    let inputs = Inputs {
+        findings: outcomes.findings.len(),
+        uncertain: outcomes.uncertain,
+        unknown_records: outcomes.unknown_records,
+        loss: outcomes.loss.clone(),
+        reasons: outcomes.reasons.clone(),
+    };
+    let (verdict, because) = judge(&inputs);
+    let command = outcomes.command.map(|end| command(spec_argv, end));
+    Report {
+        schema: SCHEMA,
+        verdict,
+        kernel: Kernel { release: facts.features.release.clone(), machine: facts.features.machine.clone() },
+        command,
+        duration_ms: u64::try_from(outcomes.watched.as_millis()).unwrap_or(u64::MAX),
+        findings: outcomes.findings,
+        loss: outcomes.loss.into_iter().collect(),
+        coverage: Coverage::of(&outcomes.plan, because),
+    }
+}
+
+fn command(argv: &[std::ffi::OsString], end: CommandEnd) -> Command {
+    let words = argv.iter().map(|word| word.to_string_lossy().escape_debug().to_string()).collect();
+    let (exit_code, signal) = match end.ended {
+        Some(Ended::Exited(code)) => (Some(code), None),
+        Some(Ended::Signalled(signal)) => (None, Some(signal)),
+        Some(Ended::Unknown) | None => (None, None),
+    };
+    Command { argv: words, pid: end.pid, exit_code, signal, hung: end.hung, left_behind: end.left_behind }
+}
+
+/// Runs the check.
+pub(super) fn run(args: &CheckArgs) -> Result<Exit> {
+    let (mut out, style) = sink::open(args.output.as_deref())?;
+    let facts = facts()?;
+    let spec = args.target.spec(&args.tuning, Run::default());
+    let outcomes = drive(&facts, spec, &mut Quiet)?;
+    let code = outcomes.command.and_then(|end| end.ended).and_then(Ended::code);
+    let report = report(&facts, &args.target.argv, outcomes);
+    let text = match args.format {
+        Format::Text => text::render(&report, style),
+        Format::Json => serde_json::to_string_pretty(&report).context("cannot encode the report")? + "\n",
+    };
+    let exit = Exit::of_verdict(report.verdict, code);
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(err) if err.kind() == io::ErrorKind::BrokenPipe => Ok(exit),
+        Err(err) => Err(err).context("cannot write the report"),
+        Ok(()) => Ok(exit),
+    }
+}

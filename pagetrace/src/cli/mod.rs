@@ -1,0 +1,43 @@
+//! The command line: arguments to a run, a run to output and exit code. Decides nothing about events.
+
+mod args;
+mod check;
+mod exit;
+mod probes;
+mod sink;
+mod trace;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+pub use args::{Args, Command};
+pub use exit::Exit;
+
+/// Parses the arguments and does what they say.
+pub fn main() -> ExitCode {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(err) => {
+            // Help and version are no errors; clap knows which stream each belongs to.
+            let _ = err.print();
+            return if err.use_stderr() { Exit::Usage.into() } else { Exit::Clean.into() };
+        }
+    };
+    let result = match args.command {
+        Command::Check(args) => check::run(&args),
+        Command::Trace(args) => trace::run(&args),
+        Command::Probes(args) => probes::run(&args),
+    };
+    match result {
+        Ok(exit) => exit.into(),
+        Err(err) => {
+            if sink::is_broken_pipe(&err) {
+                return Exit::Clean.into();
+            }
+            eprintln!("pagetrace: {err:#}");
+            Exit::of_error(&err).into()
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! Finds out whether a task that violated the rule is stuck now.
+//!
+//! Reads /proc/PID/task/TID/stat and stack only: neither needs the stuck lock, unlike cmdline, maps, environ or status
+//! of later kernels' memory lines.
+
+use std::{
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use super::workload::targets::Stat;
+
+/// How long a task has to be seen waiting before it is called stuck.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// A task to look at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Suspect {
+    /// Process id.
+    pub pid: u32,
+    /// Thread id.
+    pub tid: u32,
+}
+
+/// Watches tasks.
+pub struct HangWatch {
+    proc: PathBuf,
+    waiting_since: HashMap<Suspect, Option<Instant>>,
+}
+
+impl HangWatch {
+    /// Watches below `proc`.
+    pub fn new(proc: PathBuf) -> Self {
+        Self { proc, waiting_since: HashMap::new() }
+    }
+
+    /// Begins to watch a task.
+    pub fn suspect(&mut self, suspect: Suspect) {
+        self.waiting_since.entry(suspect).or_insert(None);
+    }
+
+    /// The tasks that have been waiting for a lock for the whole of the patience. Each is told once.
+    pub fn stuck(&mut self, now: Instant) -> Vec<Suspect> {
+        let mut out = Vec::new();
+        let proc = self.proc.clone();
+        self.waiting_since.retain(|suspect, since| {
+            match waits_for_lock(&proc, *suspect) {
+                None => return false,
+                Some(false) => *since = None,
+                Some(true) => {
+                    let since = *since.get_or_insert(now);
+                    if now.duration_since(since) >= PATIENCE {
+                        out.push(*suspect);
+                        return false;
+                    }
+                }
+            }
+            true
+        });
+        out
+    }
+}
+
+/// Whether a task waits uninterruptibly (or killably) inside an rwsem; `None` when it is gone.
+fn waits_for_lock(proc: &Path, suspect: Suspect) -> Option<bool> {
+    let dir = proc.join(suspect.pid.to_string()).join("task").join(suspect.tid.to_string());
+    let stat = fs::read(dir.join("stat")).ok()?;
+    if Stat::parse(&stat)?.state != 'D' {
+        return Some(false);
+    }
+    // Without the stack (not root, or no CONFIG_STACKTRACE) the state has to do.
+    let Ok(stack) = fs::read_to_string(dir.join("stack")) else { return Some(true) };
+    Some(stack.is_empty() || stack.lines().any(|line| line.contains("rwsem_down") || line.contains(" down_read")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn task(state: char, stack: &str) -> (tempfile::TempDir, Suspect) {
+        let dir = tempfile::tempdir().unwrap();
+        let task = dir.path().join("7/task/8");
+        fs::create_dir_all(&task).unwrap();
+        fs::write(task.join("stat"), format!("8 (a) b) {state} 1 7 7 0 -1 0 0 0 0 0\n")).unwrap();
+        fs::write(task.join("stack"), stack).unwrap();
+        (dir, Suspect { pid: 7, tid: 8 })
+    }
+
+    #[test]
+    fn only_a_long_wait_inside_an_rwsem_is_a_hang() {
+        let (dir, suspect) = task('D', "[<0>] rwsem_down_read_slowpath+0x1/0x2\n[<0>] down_read+0x1/0x2\n");
+        let mut watch = HangWatch::new(dir.path().to_owned());
+        watch.suspect(suspect);
+        let start = Instant::now();
+        assert!(watch.stuck(start).is_empty(), "not at first sight");
+        assert_eq!(watch.stuck(start + PATIENCE), [suspect]);
+        assert!(watch.stuck(start + PATIENCE * 2).is_empty(), "told once");
+    }
+
+    #[test]
+    fn a_disk_wait_or_a_runner_is_no_hang() {
+        for (state, stack) in [('D', "[<0>] io_schedule+0x1/0x2\n"), ('R', "[<0>] down_read+0x1/0x2\n")] {
+            let (dir, suspect) = task(state, stack);
+            let mut watch = HangWatch::new(dir.path().to_owned());
+            watch.suspect(suspect);
+            let start = Instant::now();
+            assert!(watch.stuck(start).is_empty());
+            assert!(watch.stuck(start + PATIENCE * 3).is_empty(), "{state} {stack}");
+        }
+    }
+}

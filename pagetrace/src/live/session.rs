@@ -1,0 +1,429 @@
+//! One run: attach, let the command go, take records until it ends, and say what came of it.
+
+use std::{
+    collections::BTreeSet,
+    ffi::OsString,
+    io,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use pagetrace_ebpf::wire::setting::{target, target_key};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{
+    hang::{HangWatch, Suspect},
+    loader::{self, AttachError, Attached, Sizes, monotonic_ns},
+    prepare::{self, Run, View, is_fault_entry},
+    workload::{
+        Ended, RunAs, Workload,
+        targets::{Selection, Targets},
+    },
+};
+use crate::{
+    analysis::{Correlator, Outcome, Severity, Stacks},
+    kernel::{KernelFacts, kallsyms::Kallsyms, offsets::Offsets},
+    output::report::ReportedFinding,
+    plan::{Plan, Wish, plan},
+    record::Record,
+    symbolize::Symbolizer,
+};
+
+/// How often hangs and vanished targets are looked for.
+const TICK: Duration = Duration::from_millis(250);
+/// How long a task that was sent SIGKILL gets to end.
+const KILL_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What to watch and how.
+#[derive(Debug, Clone, Default)]
+pub struct Spec {
+    /// Attach type asked for.
+    pub attach: Option<crate::plan::Attach>,
+    /// Tasks asked for.
+    pub selection: Selection,
+    /// Command to run.
+    pub argv: Vec<OsString>,
+    /// Run it as root although sudo was used.
+    pub as_root: bool,
+    /// Stop after this long.
+    pub duration: Option<Duration>,
+    /// Settings of the BPF object.
+    pub run: Run,
+    /// Sizes of its maps.
+    pub sizes: Sizes,
+}
+
+/// How the command fared.
+#[derive(Debug, Clone, Copy)]
+pub struct CommandEnd {
+    /// Its process id.
+    pub pid: u32,
+    /// How it ended; `None` when it had not ended yet.
+    pub ended: Option<Ended>,
+    /// One of its tasks was found stuck.
+    pub hung: bool,
+    /// It could not be ended.
+    pub left_behind: bool,
+}
+
+/// What a run came to.
+pub struct Outcomes {
+    /// What was attached.
+    pub plan: Plan,
+    /// The findings, named.
+    pub findings: Vec<ReportedFinding>,
+    /// Violations that could not be told from benign events.
+    pub uncertain: u64,
+    /// Records that could not be decoded.
+    pub unknown_records: u64,
+    /// Counters.
+    pub loss: Vec<(&'static str, u64)>,
+    /// Reasons of the run itself why nothing can be called clean.
+    pub reasons: Vec<String>,
+    /// The command.
+    pub command: Option<CommandEnd>,
+    /// How long was watched.
+    pub watched: Duration,
+}
+
+/// What the caller sees while the run goes on.
+pub trait Observer {
+    /// Everything is attached; the command starts now.
+    fn attached(&mut self, plan: &Plan, took: Duration);
+    /// An event of `trace`.
+    ///
+    /// # Errors
+    /// When nobody reads it any more, which ends the run in order.
+    fn event(&mut self, record: &Record, names: &Symbolizer, stack: &[u64]) -> io::Result<()>;
+    /// A finding seen for the first time.
+    ///
+    /// # Errors
+    /// As [`Observer::event`].
+    fn finding(&mut self, number: usize, finding: &ReportedFinding) -> io::Result<()>;
+    /// Something a person should know now.
+    fn note(&mut self, sentence: &str);
+}
+
+/// Attaches, planning anew without each way that the kernel refuses.
+fn attach(facts: &KernelFacts, spec: &Spec, offsets: &Offsets, targets: &[u64]) -> Result<(Plan, Attached)> {
+    let (Ok(btf), Some(view)) = (&facts.btf, View::of(facts)) else { anyhow::bail!("this kernel has no usable BTF") };
+    let mut wish = Wish { force: spec.attach, trace: spec.run.trace, refused: Vec::new() };
+    loop {
+        let plan = plan(&view, &wish)?;
+        let settings = prepare::settings(btf, facts.kallsyms.as_ref().ok(), offsets, &plan, &spec.run);
+        match loader::attach(&plan, &settings, spec.sizes, targets) {
+            Ok(attached) => return Ok((plan, attached)),
+            // Every refusal closes one way for good, so this ends.
+            Err(AttachError::Refused(refusal)) if !wish.refused.contains(&refusal) => {
+                log::info!("{} on {} was refused: {}", refusal.attach.name(), refusal.target, refusal.why);
+                wish.refused.push(refusal);
+            }
+            Err(err) => return Err(err.into()),
+        }
+    }
+}
+
+/// The plan that would be used, tried out: what the kernel refuses is passed over with its reason.
+///
+/// # Errors
+/// As [`run`].
+pub fn try_plan(facts: &KernelFacts, spec: &Spec) -> Result<Plan> {
+    let offsets = offsets(facts)?;
+    attach(facts, spec, &offsets, &[]).map(|(plan, _attached)| plan)
+}
+
+fn offsets(facts: &KernelFacts) -> Result<Offsets> {
+    let btf = facts.btf.as_ref().map_err(|missing| anyhow::anyhow!("{}: {}", missing.path.display(), missing.why))?;
+    Offsets::from_btf(btf).context("this kernel's BTF lacks what pagetrace needs")
+}
+
+struct LiveStacks<'a> {
+    attached: &'a Attached,
+    symbols: Option<&'a Kallsyms>,
+}
+
+impl Stacks for LiveStacks<'_> {
+    fn stack(&self, id: i32) -> Option<Vec<u64>> {
+        self.attached.stack(id)
+    }
+    fn is_fault_entry(&self, address: u64) -> bool {
+        self.symbols.and_then(|symbols| symbols.resolve(address)).is_some_and(|found| is_fault_entry(found.name))
+    }
+}
+
+/// The state of a run between records.
+struct Session<'a> {
+    attached: Attached,
+    facts: &'a KernelFacts,
+    correlator: Correlator,
+    names: Symbolizer,
+    findings: Vec<ReportedFinding>,
+    watch: HangWatch,
+    reader_gone: bool,
+}
+
+impl Session<'_> {
+    fn take(&mut self, bytes: &[Vec<u8>], observer: &mut dyn Observer) {
+        for bytes in bytes {
+            let record = Record::decode(bytes);
+            let stacks = LiveStacks { attached: &self.attached, symbols: self.facts.kallsyms.as_ref().ok() };
+            let outcome = self.correlator.take(&record, &stacks);
+            let told = match outcome {
+                Outcome::New(index) => self.new_finding(index, observer),
+                Outcome::Again(_) => Ok(()),
+                Outcome::None => {
+                    let id = match &record {
+                        Record::Wait(wait) => wait.stack_id,
+                        Record::Hold(hold) => hold.stack_id,
+                        _ => -1,
+                    };
+                    let stack = self.attached.stack(id).unwrap_or_default();
+                    observer.event(&record, &self.names, &stack)
+                }
+            };
+            if told.is_err() {
+                self.reader_gone = true;
+            }
+        }
+    }
+
+    fn new_finding(&mut self, index: usize, observer: &mut dyn Observer) -> io::Result<()> {
+        let Some(finding) = self.correlator.findings().get(index) else { return Ok(()) };
+        let mut stacks: Vec<&[u64]> = finding.locks.iter().map(|lock| lock.stack.as_slice()).collect();
+        stacks.push(&finding.access.stack);
+        self.names.cover(&stacks);
+        let named = ReportedFinding::name(finding, &self.names);
+        if finding.severity != Severity::CrossMm {
+            self.watch.suspect(Suspect { pid: finding.task.pid, tid: finding.task.tid });
+        }
+        let told = observer.finding(index + 1, &named);
+        self.findings.push(named);
+        told
+    }
+
+    fn drain(&mut self, observer: &mut dyn Observer) {
+        let mut bytes = Vec::new();
+        self.attached.drain(&mut |record| bytes.push(record.to_vec()));
+        self.take(&bytes, observer);
+    }
+}
+
+/// The keys of the target map, and the mode, for what was asked.
+fn targets(spec: &mut Spec, workload: Option<&Workload>) -> Result<(Vec<u64>, BTreeSet<u32>)> {
+    let proc = PathBuf::from("/proc");
+    let found = Targets::resolve(&spec.selection, &proc)?;
+    let mut keys = prepare::process_keys(&found.tgids);
+    let mut alive = found.tgids.clone();
+    for tid in found.tids.iter().chain(&found.comm_tids) {
+        keys.push(target_key::THREAD | u64::from(*tid));
+        let Ok(text) = std::fs::read_to_string(proc.join(tid.to_string()).join("status")) else { continue };
+        let tgid = text.lines().find_map(|line| line.strip_prefix("Tgid:")?.trim().parse::<u32>().ok());
+        keys.extend(tgid.map(|tgid| target_key::MM_ONLY | u64::from(tgid)));
+        if found.tids.contains(tid) {
+            alive.insert(*tid);
+        }
+    }
+    if let Some(workload) = workload {
+        keys.push(target_key::PROCESS | u64::from(workload.pid()));
+    }
+    spec.run.comm = found.comms.first().copied();
+    spec.run.cgroup = found.cgroup.as_ref().map(|cgroup| (cgroup.id, cgroup.level));
+    if let Some(cgroup) = &found.cgroup {
+        keys.extend(cgroup_processes(&cgroup.path).iter().map(|pid| target_key::PROCESS | u64::from(*pid)));
+    }
+    spec.run.target_mode = match (found.whole_machine() && workload.is_none(), &spec.run) {
+        (true, _) => target::ALL,
+        (_, Run { cgroup: Some(_), .. }) => target::CGROUP,
+        (_, Run { comm: Some(_), .. }) => target::COMM,
+        _ => target::LISTED,
+    };
+    Ok((keys, alive))
+}
+
+/// The processes of a cgroup and of those below it.
+fn cgroup_processes(dir: &std::path::Path) -> BTreeSet<u32> {
+    let mut out: BTreeSet<u32> = std::fs::read_to_string(dir.join("cgroup.procs"))
+        .unwrap_or_default()
+        .lines()
+        .filter_map(|line| line.trim().parse().ok())
+        .collect();
+    let children = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    for child in children.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+        out.extend(cgroup_processes(&child.path()));
+    }
+    out
+}
+
+enum Wake {
+    Records(io::Result<Vec<Vec<u8>>>),
+    Command(io::Result<Ended>),
+    Stop(&'static str),
+    Tick,
+}
+
+/// Runs to the end.
+///
+/// # Errors
+/// When the target does not exist, the command cannot start, or nothing can be attached.
+pub async fn run(facts: &KernelFacts, mut spec: Spec, observer: &mut dyn Observer) -> Result<Outcomes> {
+    let begun = Instant::now();
+    let offsets = offsets(facts)?;
+    let mut workload = match spec.argv.is_empty() {
+        true => None,
+        false => Some(Workload::spawn_stopped(&spec.argv, &RunAs::of_caller(spec.as_root)?)?),
+    };
+    let (keys, mut alive) = targets(&mut spec, workload.as_ref())?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot catch SIGINT")?;
+    let mut terminate = signal(SignalKind::terminate()).context("cannot catch SIGTERM")?;
+    let (plan, attached) = attach(facts, &spec, &offsets, &keys)?;
+    observer.attached(&plan, begun.elapsed());
+    let mut session = Session {
+        attached,
+        facts,
+        correlator: Correlator::default(),
+        names: Symbolizer::new("/proc/kallsyms".into()),
+        findings: Vec::new(),
+        watch: HangWatch::new("/proc".into()),
+        reader_gone: false,
+    };
+    if spec.run.trace {
+        session.names.cover(&[]);
+    }
+    let started = monotonic_ns();
+    if let Some(workload) = &mut workload {
+        workload.release().await?;
+    }
+    let mut command = workload.as_ref().map(|workload| CommandEnd {
+        pid: workload.pid(),
+        ended: None,
+        hung: false,
+        left_behind: false,
+    });
+    let mut killed: Vec<(Suspect, Instant)> = Vec::new();
+    let deadline = spec.duration.map(|duration| Instant::now() + duration);
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        let wake = tokio::select! {
+            biased;
+            _ = interrupt.recv() => Wake::Stop("SIGINT"),
+            _ = terminate.recv() => Wake::Stop("SIGTERM"),
+            ended = async { match &mut workload { Some(workload) => workload.wait().await, None => std::future::pending().await } } => Wake::Command(ended),
+            _ = tick.tick() => Wake::Tick,
+            records = read(&mut session.attached) => Wake::Records(records),
+        };
+        match wake {
+            Wake::Records(records) => session.take(&records.context("cannot read the ring buffer")?, observer),
+            Wake::Command(ended) => {
+                if let Some(command) = &mut command {
+                    command.ended = Some(ended.context("cannot wait for the command")?);
+                }
+                break;
+            }
+            Wake::Stop(signal) => {
+                observer.note(&format!("stopped by {signal}"));
+                if let Some(workload) = &mut workload {
+                    end_command(workload, command.as_mut()).await?;
+                }
+                break;
+            }
+            Wake::Tick => {
+                let now = Instant::now();
+                for suspect in session.watch.stuck(now) {
+                    session.correlator.mark_hung(suspect.tid);
+                    // Only what the command started is ours to end.
+                    let Some(command) = command.as_mut().filter(|_| session.attached.is_target(suspect.pid)) else {
+                        observer.note(&format!("task {} is stuck on an mmap lock", suspect.tid));
+                        continue;
+                    };
+                    command.hung = true;
+                    observer.note(&format!(
+                        "task {} is stuck on an mmap lock: sending SIGKILL to its process",
+                        suspect.tid
+                    ));
+                    kill(suspect.pid);
+                    killed.push((suspect, now));
+                }
+                killed.retain(|(suspect, _)| task_exists(*suspect));
+                if killed.iter().any(|(_, since)| now.duration_since(*since) >= KILL_PATIENCE) {
+                    if let (Some(workload), Some(command)) = (&mut workload, &mut command) {
+                        end_command(workload, Some(command)).await?;
+                        command.left_behind = true;
+                    }
+                    break;
+                }
+                let had_targets = !alive.is_empty();
+                alive.retain(|pid| PathBuf::from(format!("/proc/{pid}")).exists());
+                if had_targets && alive.is_empty() && workload.is_none() {
+                    observer.note("the target has ended");
+                    break;
+                }
+                if deadline.is_some_and(|deadline| now >= deadline) {
+                    if let Some(workload) = &mut workload {
+                        end_command(workload, command.as_mut()).await?;
+                    }
+                    break;
+                }
+            }
+        }
+        if session.reader_gone {
+            break;
+        }
+    }
+    session.drain(observer);
+    let loss = session.attached.counters()?;
+    session.attached.detach();
+    session.drain(observer);
+    for (named, finding) in session.findings.iter_mut().zip(session.correlator.findings()) {
+        named.update(finding);
+    }
+    Ok(Outcomes {
+        plan,
+        findings: session.findings,
+        uncertain: session.correlator.uncertain,
+        unknown_records: session.correlator.unknown_records,
+        loss,
+        reasons: Vec::new(),
+        command,
+        watched: Duration::from_nanos(monotonic_ns().saturating_sub(started)),
+    })
+}
+
+async fn read(attached: &mut Attached) -> io::Result<Vec<Vec<u8>>> {
+    let mut bytes = Vec::new();
+    attached.wait_and_drain(&mut |record| bytes.push(record.to_vec())).await?;
+    Ok(bytes)
+}
+
+fn kill(pid: u32) {
+    if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+        // It may have ended by itself meanwhile.
+        let _ = kill_process(pid, Signal::KILL);
+    }
+}
+
+fn task_exists(suspect: Suspect) -> bool {
+    let stat = std::fs::read(format!("/proc/{}/task/{}/stat", suspect.pid, suspect.tid));
+    stat.ok()
+        .and_then(|stat| super::workload::targets::Stat::parse(&stat))
+        .is_some_and(|stat| !matches!(stat.state, 'Z' | 'X'))
+}
+
+/// Ends the command: SIGTERM, then SIGKILL; gives up on one that ends for neither.
+async fn end_command(workload: &mut Workload, command: Option<&mut CommandEnd>) -> Result<()> {
+    let mut ended = None;
+    for signal in [Signal::TERM, Signal::KILL] {
+        workload.signal(signal).context("cannot signal the command")?;
+        if let Ok(status) = tokio::time::timeout(Duration::from_secs(2), workload.wait()).await {
+            ended = Some(status.context("cannot wait for the command")?);
+            break;
+        }
+    }
+    if let Some(command) = command {
+        command.left_behind = ended.is_none();
+        command.ended = ended;
+    }
+    Ok(())
+}

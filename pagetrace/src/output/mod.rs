@@ -1,0 +1,16 @@
+//! Reports and event lines: values in, text or JSON out. Nothing here reads the machine.
+
+pub mod advice;
+pub mod event;
+pub mod plan;
+pub mod report;
+pub mod text;
+
+/// Form of the output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// For people.
+    Text,
+    /// For programs: one document, or one object a line.
+    Json,
+}

@@ -1,0 +1,279 @@
+//! The report of a check: the document that `--format json` prints, and what the text is made from.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::advice;
+use crate::{
+    analysis::{Class, Finding, HeldLock, LockMode, MmId, Relation, Severity, Verdict, VmaInfo},
+    plan::{Attach, PassedOver, Plan, Probe},
+    symbolize::{Frame, Symbolizer},
+};
+
+/// Version of the document.
+pub const SCHEMA: &str = "pagetrace.report/1";
+
+/// A whole report.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// [`SCHEMA`].
+    pub schema: &'static str,
+    /// The verdict.
+    pub verdict: Verdict,
+    /// The kernel that was watched.
+    pub kernel: Kernel,
+    /// The command that was run, if one was.
+    pub command: Option<Command>,
+    /// Milliseconds watched.
+    pub duration_ms: u64,
+    /// Findings, oldest first.
+    pub findings: Vec<ReportedFinding>,
+    /// Counters, by name.
+    pub loss: BTreeMap<&'static str, u64>,
+    /// What was seen and what was not.
+    pub coverage: Coverage,
+}
+
+/// The kernel.
+#[derive(Debug, Clone, Serialize)]
+pub struct Kernel {
+    /// `uname -r`.
+    pub release: String,
+    /// `uname -m`.
+    pub machine: String,
+}
+
+/// The traced command.
+#[derive(Debug, Clone, Serialize)]
+pub struct Command {
+    /// Its words.
+    pub argv: Vec<String>,
+    /// Its process id.
+    pub pid: u32,
+    /// Exit code, when it exited.
+    pub exit_code: Option<i32>,
+    /// Signal, when one killed it.
+    pub signal: Option<i32>,
+    /// One of its tasks was found stuck on an mmap lock.
+    pub hung: bool,
+    /// It could not be ended and is still there.
+    pub left_behind: bool,
+}
+
+/// What was attached and what stays unseen.
+#[derive(Debug, Clone, Serialize)]
+pub struct Coverage {
+    /// One entry a logical event.
+    pub events: Vec<CoveredEvent>,
+    /// What this kernel, or the attach type asked for, does not show.
+    pub not_seen: Vec<String>,
+    /// Why nothing can be called clean; empty otherwise.
+    pub incomplete_because: Vec<String>,
+}
+
+/// How one event was had.
+#[derive(Debug, Clone, Serialize)]
+pub struct CoveredEvent {
+    /// The event.
+    pub event: &'static str,
+    /// The attach type; null when nothing shows it.
+    pub attach: Option<Attach>,
+    /// The programs.
+    pub probes: Vec<Probe>,
+    /// Attach types not used, and why.
+    pub passed_over: Vec<PassedOver>,
+}
+
+impl Coverage {
+    /// From a plan.
+    pub fn of(plan: &Plan, incomplete_because: Vec<String>) -> Self {
+        let events = plan
+            .events
+            .iter()
+            .map(|event| CoveredEvent {
+                event: event.event.name(),
+                attach: event.attach,
+                probes: event.probes.clone(),
+                passed_over: event.passed_over.clone(),
+            })
+            .collect();
+        Self { events, not_seen: plan.not_seen(), incomplete_because }
+    }
+}
+
+/// A finding with names.
+#[derive(Debug, Clone, Serialize)]
+pub struct ReportedFinding {
+    /// Its class.
+    pub class: Class,
+    /// Its severity.
+    pub severity: Severity,
+    /// Times it was seen.
+    pub count: u64,
+    /// First and last time, nanoseconds of `CLOCK_MONOTONIC`.
+    pub first_seen_ns: u64,
+    /// See there.
+    pub last_seen_ns: u64,
+    /// The task was found stuck.
+    pub hung: bool,
+    /// Who.
+    pub task: Task,
+    /// Locks held, outermost first.
+    pub locks: Vec<Lock>,
+    /// The access.
+    pub fault: Fault,
+    /// What happened, in a sentence.
+    pub summary: String,
+    /// What to do about it.
+    pub advice: String,
+}
+
+/// A task.
+#[derive(Debug, Clone, Serialize)]
+pub struct Task {
+    /// Process id.
+    pub pid: u32,
+    /// Thread id.
+    pub tid: u32,
+    /// Thread name.
+    pub comm: String,
+    /// Whether it is a kernel thread.
+    pub kernel_thread: bool,
+}
+
+/// A process that owns an address space.
+#[derive(Debug, Clone, Serialize)]
+pub struct Owner {
+    /// Process id.
+    pub pid: u32,
+    /// Its name.
+    pub comm: String,
+}
+
+/// A lock held.
+#[derive(Debug, Clone, Serialize)]
+pub struct Lock {
+    /// Address of the mm.
+    pub mm: String,
+    /// Whether it is the faulting mm's.
+    pub relation: Relation,
+    /// Whose mm.
+    pub owner: Option<Owner>,
+    /// How it is held.
+    pub mode: LockMode,
+    /// Taken by a trylock.
+    pub trylock: bool,
+    /// Was a writer before.
+    pub downgraded: bool,
+    /// Nanoseconds held.
+    pub held_ns: u64,
+    /// Whether a writer was queued.
+    pub writer_queued: Option<bool>,
+    /// Where it was taken.
+    pub stack: Vec<Frame>,
+}
+
+/// The access that faulted.
+#[derive(Debug, Clone, Serialize)]
+pub struct Fault {
+    /// Address.
+    pub address: String,
+    /// Write or read, where known.
+    pub write: Option<bool>,
+    /// Address of the mm.
+    pub mm: String,
+    /// Whose mm.
+    pub owner: Option<Owner>,
+    /// VMA of the address; null when the lock it is under could not be had.
+    pub vma: Option<Vma>,
+    /// The instruction that accessed it.
+    pub instruction: Frame,
+    /// Where it was accessed.
+    pub stack: Vec<Frame>,
+}
+
+/// A VMA.
+#[derive(Debug, Clone, Serialize)]
+pub struct Vma {
+    /// First address.
+    pub start: String,
+    /// First address behind it.
+    pub end: String,
+    /// As in /proc/PID/maps.
+    pub perms: String,
+    /// Offset into the file, bytes.
+    pub offset: u64,
+    /// File name without its directory; null when anonymous.
+    pub file: Option<String>,
+}
+
+fn owner(mm: &MmId) -> Option<Owner> {
+    mm.owner.as_ref().map(|(pid, comm)| Owner { pid: *pid, comm: comm.clone() })
+}
+
+fn vma(info: &VmaInfo) -> Vma {
+    Vma {
+        start: format!("{:#x}", info.start),
+        end: format!("{:#x}", info.end),
+        perms: info.perms.clone(),
+        offset: info.offset,
+        file: info.file.clone(),
+    }
+}
+
+fn lock(held: &HeldLock, names: &Symbolizer) -> Lock {
+    Lock {
+        mm: format!("{:#x}", held.mm.address),
+        relation: held.relation,
+        owner: owner(&held.mm),
+        mode: held.mode,
+        trylock: held.trylock,
+        downgraded: held.downgraded,
+        held_ns: held.held_ns,
+        writer_queued: held.writer_queued,
+        stack: names.frames(&held.stack),
+    }
+}
+
+impl ReportedFinding {
+    /// Names a finding. Call it soon after the event: modules and BPF programs go, and their names with them.
+    pub fn name(finding: &Finding, names: &Symbolizer) -> Self {
+        let Finding { class, severity, task, locks, access, count, seen, hung } = finding;
+        let instruction = names.frames(&[access.ip]).into_iter().next();
+        Self {
+            class: *class,
+            severity: *severity,
+            count: *count,
+            first_seen_ns: seen.0,
+            last_seen_ns: seen.1,
+            hung: *hung,
+            task: Task { pid: task.pid, tid: task.tid, comm: task.comm.clone(), kernel_thread: task.kernel_thread },
+            locks: locks.iter().map(|held| lock(held, names)).collect(),
+            fault: Fault {
+                address: format!("{:#x}", access.address),
+                write: access.write,
+                mm: format!("{:#x}", access.mm.address),
+                owner: owner(&access.mm),
+                vma: access.vma.as_ref().map(vma),
+                instruction: instruction.unwrap_or(Frame {
+                    addr: format!("{:#x}", access.ip),
+                    symbol: None,
+                    offset: 0,
+                    module: None,
+                }),
+                stack: names.frames(&access.stack),
+            },
+            summary: advice::summary(finding),
+            advice: advice::advice(finding),
+        }
+    }
+
+    /// Takes over what changed since it was named.
+    pub fn update(&mut self, finding: &Finding) {
+        self.count = finding.count;
+        self.last_seen_ns = finding.seen.1;
+        self.hung = finding.hung;
+        self.fault.vma = finding.access.vma.as_ref().map(vma);
+    }
+}

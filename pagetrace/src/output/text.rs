@@ -1,0 +1,228 @@
+//! A report for people.
+
+use std::fmt::{self, Write};
+
+use super::report::{Command, Lock, Owner, Report, ReportedFinding};
+use crate::{
+    analysis::{LockMode, Relation, Severity, Verdict},
+    symbolize::Frame,
+};
+
+/// Escape sequences, or none.
+#[derive(Debug, Clone, Copy)]
+pub struct Style {
+    /// Whether the output is a terminal that wants colours.
+    pub colour: bool,
+}
+
+impl Style {
+    fn paint(self, code: &str, text: &str) -> String {
+        if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+
+    fn severity(self, severity: Severity) -> String {
+        let code = if severity == Severity::CrossMm { "1;33" } else { "1;31" };
+        self.paint(code, severity.name())
+    }
+}
+
+/// Renders a report.
+pub fn render(report: &Report, style: Style) -> String {
+    let mut out = String::new();
+    // Writing to a String cannot fail.
+    let _ = write_report(&mut out, report, style);
+    out
+}
+
+fn write_report(out: &mut String, report: &Report, style: Style) -> fmt::Result {
+    for (index, finding) in report.findings.iter().enumerate() {
+        write_finding(out, index + 1, finding, style)?;
+    }
+    let verdict = match report.verdict {
+        Verdict::Clean => style.paint("1;32", "CLEAN"),
+        Verdict::Findings => style.paint("1;31", "FINDINGS"),
+        Verdict::Incomplete => style.paint("1;33", "INCOMPLETE"),
+    };
+    let count = report.findings.len();
+    let what = match report.verdict {
+        Verdict::Clean => "no user memory was touched and faulted in under an mmap lock".to_owned(),
+        Verdict::Findings if count == 1 => "one violation".to_owned(),
+        Verdict::Findings => format!("{count} distinct violations"),
+        Verdict::Incomplete => "nothing was found, but something that could hide a violation went unseen".to_owned(),
+    };
+    writeln!(out, "{verdict}: {what}")?;
+    for reason in &report.coverage.incomplete_because {
+        writeln!(out, "  incomplete: {reason}")?;
+    }
+    let seconds = report.duration_ms as f64 / 1000.0;
+    writeln!(out, "  kernel {} {}, watched for {seconds:.1} s", report.kernel.release, report.kernel.machine)?;
+    let ways: Vec<String> = report
+        .coverage
+        .events
+        .iter()
+        .map(|event| format!("{} by {}", event.event, event.attach.map_or("nothing", |attach| attach.name())))
+        .collect();
+    writeln!(out, "  seen: {}", ways.join(", "))?;
+    for sentence in &report.coverage.not_seen {
+        writeln!(out, "  not seen: {sentence}")?;
+    }
+    let lost: Vec<String> =
+        report.loss.iter().filter(|(_, count)| **count != 0).map(|(name, count)| format!("{name} {count}")).collect();
+    writeln!(out, "  loss: {}", if lost.is_empty() { "none".to_owned() } else { lost.join(", ") })?;
+    if let Some(command) = &report.command {
+        write_command(out, command)?;
+    }
+    Ok(())
+}
+
+fn write_command(out: &mut String, command: &Command) -> fmt::Result {
+    let name = command.argv.join(" ");
+    match (command.exit_code, command.signal) {
+        (Some(code), _) => writeln!(out, "  command `{name}` exited with {code}")?,
+        (None, Some(signal)) => writeln!(out, "  command `{name}` was killed by signal {signal}")?,
+        (None, None) if command.left_behind => {}
+        (None, None) => writeln!(out, "  command `{name}` has not ended")?,
+    }
+    if command.hung {
+        writeln!(out, "  a task of the command hung on an mmap lock and was sent SIGKILL")?;
+    }
+    if command.left_behind {
+        writeln!(
+            out,
+            "  the command (pid {}) cannot be ended: its wait is uninterruptible on this kernel, only a reboot ends it",
+            command.pid
+        )?;
+    }
+    Ok(())
+}
+
+fn owner_text(owner: Option<&Owner>) -> String {
+    owner.map_or_else(|| "owner unknown".to_owned(), |owner| format!("process {} ({})", owner.pid, owner.comm))
+}
+
+fn write_stack(out: &mut String, title: &str, stack: &[Frame]) -> fmt::Result {
+    writeln!(out, "  {title}:")?;
+    if stack.is_empty() {
+        writeln!(out, "    (the stack could not be kept)")?;
+    }
+    for frame in stack {
+        writeln!(out, "    {}", frame.text())?;
+    }
+    Ok(())
+}
+
+/// Renders one finding.
+pub fn finding(number: usize, finding: &ReportedFinding, style: Style) -> String {
+    let mut out = String::new();
+    // Writing to a String cannot fail.
+    let _ = write_finding(&mut out, number, finding, style);
+    out
+}
+
+fn write_finding(out: &mut String, number: usize, finding: &ReportedFinding, style: Style) -> fmt::Result {
+    let severity = style.severity(finding.severity);
+    writeln!(out, "#{number} fault-under-lock, {severity}: {}", finding.summary)?;
+    let kind = if finding.task.kernel_thread { " (kernel thread)" } else { "" };
+    let times = if finding.count == 1 { "once".to_owned() } else { format!("{} times", finding.count) };
+    writeln!(
+        out,
+        "  task     {} pid {} tid {}{kind}, seen {times}",
+        finding.task.comm, finding.task.pid, finding.task.tid
+    )?;
+    if finding.hung {
+        writeln!(out, "  {}", style.paint("1;31", "the task is stuck: it never got the lock that its fault needs"))?;
+    }
+    let fault = &finding.fault;
+    let access = match fault.write {
+        Some(true) => "write",
+        Some(false) => "read",
+        None => "access",
+    };
+    writeln!(
+        out,
+        "  fault    {access} at {} by {}, in mm {} of {}",
+        fault.address,
+        fault.instruction.text(),
+        fault.mm,
+        owner_text(fault.owner.as_ref())
+    )?;
+    match &fault.vma {
+        Some(vma) => {
+            let file =
+                vma.file.as_ref().map_or_else(|| "anonymous".to_owned(), |file| format!("{file} at {:#x}", vma.offset));
+            writeln!(out, "  vma      {}-{} {} {file}", vma.start, vma.end, vma.perms)?;
+        }
+        None => {
+            writeln!(out, "  vma      not known: it is looked up under the lock, and that was not had or not seen")?
+        }
+    }
+    for lock in &finding.locks {
+        write_lock(out, lock)?;
+    }
+    write_stack(out, "user memory was accessed here", &fault.stack)?;
+    for line in wrap(&finding.advice, 110) {
+        writeln!(out, "  {line}")?;
+    }
+    writeln!(out)
+}
+
+fn write_lock(out: &mut String, lock: &Lock) -> fmt::Result {
+    let relation = match lock.relation {
+        Relation::Own => "the faulting mm itself",
+        Relation::Foreign => "another mm",
+    };
+    let mode = match lock.mode {
+        LockMode::Read => "read",
+        LockMode::Write => "write",
+    };
+    let mut notes = String::new();
+    if lock.trylock {
+        notes.push_str(", by trylock");
+    }
+    if lock.downgraded {
+        notes.push_str(", downgraded from write");
+    }
+    match lock.writer_queued {
+        Some(true) => notes.push_str(", a writer is queued"),
+        Some(false) => notes.push_str(", no writer queued"),
+        None => {}
+    }
+    let held = lock.held_ns as f64 / 1000.0;
+    writeln!(
+        out,
+        "  lock     mmap_lock of {relation}, {} of {}, held for {mode} since {held:.1} us{notes}",
+        lock.mm,
+        owner_text(lock.owner.as_ref())
+    )?;
+    write_stack(out, "the lock was taken here", &lock.stack)
+}
+
+/// Breaks a text at spaces.
+fn wrap(text: &str, width: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        let fits = lines.last().is_some_and(|line| line.is_empty() || line.len() + 1 + word.len() <= width);
+        if !fits {
+            lines.push(String::new());
+        }
+        if let Some(line) = lines.last_mut() {
+            if !line.is_empty() {
+                line.push(' ');
+            }
+            line.push_str(word);
+        }
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_break_at_spaces_and_lose_nothing() {
+        let text = "one two three four";
+        assert_eq!(wrap(text, 9), ["one two", "three", "four"]);
+        assert_eq!(wrap(text, 1).join(" "), text);
+    }
+}

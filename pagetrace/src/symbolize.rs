@@ -1,0 +1,148 @@
+//! Names for kernel addresses.
+//!
+//! The kernel's own table is read again when a finding holds an address that the last reading cannot explain:
+//! modules and BPF programs come and go. It is kallsyms and not DWARF, so that names are the same on every machine.
+
+use std::{cell::RefCell, collections::HashMap, fs, path::PathBuf, time::Instant};
+
+use serde::Serialize;
+
+use crate::kernel::kallsyms::Kallsyms;
+
+/// One frame of a kernel stack.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Frame {
+    /// Address, as `0x…`.
+    pub addr: String,
+    /// Function; `None` when nothing is known at this address.
+    pub symbol: Option<String>,
+    /// Bytes into the function.
+    pub offset: u64,
+    /// Module, or `bpf` for a BPF program.
+    pub module: Option<String>,
+}
+
+/// Where kernel modules and BPF programs lie on x86-64 (Documentation/arch/x86/x86_64/mm.rst).
+const MODULES: u64 = 0xffff_ffff_a000_0000;
+
+/// Functions of tracing itself that stand above the traced function on a stack.
+const TRACING: [&str; 11] = [
+    "bpf_trampoline_",
+    "bpf_prog_",
+    "bpf_trace_run",
+    "__bpf_trace_",
+    "__traceiter_",
+    "__mmap_lock_do_trace_",
+    "trace_call_bpf",
+    "bpf_get_stack",
+    "kprobe_",
+    "kretprobe_",
+    "bpf_dispatcher_",
+];
+
+/// Looks addresses up.
+pub struct Symbolizer {
+    path: PathBuf,
+    symbols: Option<Kallsyms>,
+    read_at: Instant,
+    data: RefCell<HashMap<u64, Option<String>>>,
+}
+
+impl Symbolizer {
+    /// Reads names from `path`, normally /proc/kallsyms, when they are first needed.
+    pub fn new(path: PathBuf) -> Self {
+        Self { path, symbols: None, read_at: Instant::now(), data: RefCell::default() }
+    }
+
+    /// Uses a table that was read already.
+    #[must_use]
+    pub fn with(mut self, symbols: Option<Kallsyms>) -> Self {
+        self.symbols = symbols;
+        self
+    }
+
+    /// Makes sure that the table explains these addresses, reading it again when it must be older than they are.
+    pub fn cover(&mut self, stacks: &[&[u64]]) {
+        let stale = self.symbols.as_ref().is_none_or(|symbols| {
+            stacks.iter().copied().flatten().any(|address| {
+                *address >= MODULES
+                    && symbols.resolve(*address).is_none_or(|found| found.module.is_none())
+                    && !self.in_image(*address)
+            })
+        });
+        // A storm of findings from code that is gone must not become a storm of table readings.
+        if stale && (self.symbols.is_none() || self.read_at.elapsed().as_millis() >= 100) {
+            if let Ok(text) = fs::read_to_string(&self.path) {
+                self.symbols = Some(Kallsyms::parse(text));
+            }
+            self.read_at = Instant::now();
+        }
+    }
+
+    fn in_image(&self, address: u64) -> bool {
+        let Some(symbols) = &self.symbols else { return false };
+        symbols.address_of("_etext").is_some_and(|end| address < end)
+    }
+
+    /// The name at an address.
+    pub fn name(&self, address: u64) -> Option<&str> {
+        self.symbols.as_ref()?.resolve(address).map(|found| found.name)
+    }
+
+    /// The variable that begins at an address, such as a `mm_walk_ops`.
+    pub fn data_name(&self, address: u64) -> Option<String> {
+        if let Some(known) = self.data.borrow().get(&address) {
+            return known.clone();
+        }
+        let found = self.symbols.as_ref().and_then(|symbols| symbols.name_at(address)).map(str::to_owned);
+        self.data.borrow_mut().insert(address, found.clone());
+        found
+    }
+
+    /// Frames of a stack, without the tracing functions on top of it.
+    pub fn frames(&self, stack: &[u64]) -> Vec<Frame> {
+        let all: Vec<Frame> = stack.iter().map(|address| self.frame(*address)).collect();
+        let tracing = |frame: &Frame| {
+            frame.symbol.as_deref().is_some_and(|name| TRACING.iter().any(|prefix| name.starts_with(prefix)))
+        };
+        let own = all.iter().take_while(|frame| tracing(frame)).count();
+        all.into_iter().skip(own).collect()
+    }
+
+    fn frame(&self, address: u64) -> Frame {
+        let found = self.symbols.as_ref().and_then(|symbols| symbols.resolve(address));
+        Frame {
+            addr: format!("{address:#x}"),
+            symbol: found.as_ref().map(|found| found.name.to_owned()),
+            offset: found.as_ref().map_or(0, |found| found.offset),
+            module: found.as_ref().and_then(|found| found.module).map(str::to_owned),
+        }
+    }
+}
+
+impl Frame {
+    /// As stacks are printed: `function+0x12 [module]`.
+    pub fn text(&self) -> String {
+        let module = self.module.as_ref().map_or_else(String::new, |module| format!(" [{module}]"));
+        match &self.symbol {
+            Some(symbol) => format!("{symbol}+{:#x}{module}", self.offset),
+            None => self.addr.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tracing_frames_on_top_go_and_those_below_stay() {
+        let table = "ffffffff81000000 T _text\nffffffff81000100 T down_read\nffffffff81000200 T __traceiter_x\n\
+                     ffffffff81000300 T after\nffffffff81000400 T _etext\nffffffffc0000000 t bpf_prog_1_x\t[bpf]\n\
+                     ffffffffc0000100 t bpf_prog_2_y\t[bpf]\n";
+        let symbolizer = Symbolizer::new(PathBuf::new()).with(Some(Kallsyms::parse(table.to_owned())));
+        let stack = [0xffff_ffff_c000_0010, 0xffff_ffff_8100_0210, 0xffff_ffff_8100_0110, 0xffff_ffff_c000_0020];
+        let frames: Vec<String> = symbolizer.frames(&stack).iter().map(Frame::text).collect();
+        assert_eq!(frames, ["down_read+0x10", "bpf_prog_1_x+0x20 [bpf]"]);
+    }
+}
