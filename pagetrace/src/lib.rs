@@ -1,1 +1,3 @@
 //! pagetrace: who touched user memory while holding `mmap_lock`, on the kernel you run.
+
+pub mod vm;

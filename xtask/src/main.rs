@@ -1,2 +1,48 @@
-//! Tasks of the workspace.
-fn main() {}
+//! Tasks of the workspace: `cargo xtask --help`.
+
+#[path = "../../pagetrace/build/bpf.rs"]
+#[expect(unreachable_pub, reason = "the module is public in pagetrace's build script")]
+mod bpf;
+mod build;
+mod demo;
+mod guest;
+mod kmod;
+mod setup;
+mod step;
+mod test;
+#[path = "../../pagetrace/src/vm/mod.rs"]
+#[expect(dead_code, unreachable_pub, unused_imports, reason = "the module is part of pagetrace's public library")]
+mod vm;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Tasks of the workspace.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+enum Task {
+    /// Finds what is missing to build and test, and installs it.
+    Setup(setup::Options),
+    /// Shows a real violation being found on a stock kernel, and its clean twin being passed.
+    Demo(demo::Options),
+    /// Runs all suites: format, lints, unit tests, this host, test kernels.
+    Test(test::Options),
+    /// Boots a test kernel and runs a command on it.
+    Vm(guest::Options),
+}
+
+fn main() -> ExitCode {
+    let done = match Task::parse() {
+        Task::Setup(options) => setup::run(&options),
+        Task::Demo(options) => demo::run(&options),
+        Task::Test(options) => test::run(&options),
+        Task::Vm(options) => guest::run(&options),
+    };
+    done.unwrap_or_else(|err| {
+        eprintln!("error: {err:#}");
+        // EX_UNAVAILABLE: the task could not be done, which says nothing about what it tests.
+        ExitCode::from(69)
+    })
+}

@@ -1,0 +1,67 @@
+//! Static binaries: the form that runs in an initramfs without any library.
+//!
+//! They have a target directory of their own, because other compiler flags would make cargo rebuild
+//! everything in the usual one.
+
+use std::{path::PathBuf, process::Command};
+
+use anyhow::{Result, ensure};
+
+use crate::{bpf, step, workspace};
+
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// What the suites on test kernels need.
+#[derive(Debug, Clone)]
+pub(crate) struct StaticBinaries {
+    /// The tracer.
+    pub(crate) pagetrace: PathBuf,
+    /// The workloads with known violations and their clean twins.
+    pub(crate) fixture: PathBuf,
+    /// The suite that runs in the guest.
+    pub(crate) guest_suite: PathBuf,
+}
+
+/// The tracer alone.
+pub(crate) fn build_pagetrace() -> Result<PathBuf> {
+    cargo("building pagetrace (static)", &["--package", "pagetrace", "--bin", "pagetrace"])?;
+    binary("pagetrace")
+}
+
+/// The tracer, the fixture and the guest's suite.
+pub(crate) fn build_static() -> Result<StaticBinaries> {
+    let pagetrace = build_pagetrace()?;
+    cargo("building the fixtures (static)", &["--package", "pagetrace-tests", "--bins"])?;
+    Ok(StaticBinaries {
+        pagetrace,
+        fixture: binary("pagetrace-fixture")?,
+        guest_suite: binary("pagetrace-guest-suite")?,
+    })
+}
+
+/// The fixtures' BPF object.
+pub(crate) fn build_fixture_object() -> Result<PathBuf> {
+    const NAME: &str = "pagetrace-fixtures-bpf";
+    step::note("building the fixtures' BPF object");
+    bpf::build(&workspace::root(), NAME, NAME, &workspace::target().join("bpf"))
+}
+
+fn cargo(title: &str, args: &[&str]) -> Result<()> {
+    let mut command = Command::new(workspace::cargo());
+    command
+        .args(["build", "--release", "--target", TARGET, "--target-dir"])
+        .arg(workspace::target().join("static"))
+        .args(args)
+        .current_dir(workspace::root())
+        // With an explicit target the flags reach neither build scripts nor procedural macros.
+        .env("RUSTFLAGS", "-C target-feature=+crt-static")
+        .env_remove("CARGO_ENCODED_RUSTFLAGS");
+    step::run(title, &mut command)?;
+    Ok(())
+}
+
+fn binary(name: &str) -> Result<PathBuf> {
+    let path = workspace::target().join("static").join(TARGET).join("release").join(name);
+    ensure!(path.is_file(), "the build left no {}", path.display());
+    Ok(path)
+}

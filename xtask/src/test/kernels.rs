@@ -1,0 +1,105 @@
+//! The suites of the test kernels: two guests at a time, a line for each kernel.
+
+use std::{
+    collections::VecDeque,
+    path::Path,
+    sync::{Mutex, mpsc::channel},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+
+use super::{
+    Fetched,
+    parse::GuestSuite,
+    report::{Report, Suite},
+};
+use crate::{
+    build::{self, StaticBinaries},
+    guest, kmod,
+    step::note,
+    vm::{self, Outcome, VmFile, VmSpec, kernel::Kernel},
+};
+
+const AT_A_TIME: usize = 2;
+const TIMEOUT: Duration = Duration::from_secs(900);
+const SILENCE: Duration = Duration::from_secs(240);
+
+/// Runs the suite on every kernel that was fetched; one that was not is a failure.
+pub(super) fn all(fetched: Vec<Fetched>, binaries: Option<&StaticBinaries>, report: &mut Report) {
+    let Some(binaries) = binaries else {
+        for (wanted, _) in fetched {
+            report.add(Suite::broken(format!("vm {wanted}"), "there is nothing to run: the build failed"));
+        }
+        return;
+    };
+    let object = match build::build_fixture_object() {
+        Ok(object) => object,
+        Err(err) => return report.add(Suite::broken("vm", &format!("{err:#}"))),
+    };
+    let queue = Mutex::new(fetched.into_iter().collect::<VecDeque<_>>());
+    let (sender, suites) = channel();
+    thread::scope(|scope| {
+        for _ in 0..AT_A_TIME {
+            let (queue, object, sender) = (&queue, &object, sender.clone());
+            scope.spawn(move || {
+                loop {
+                    let next = queue.lock().ok().and_then(|mut queue| queue.pop_front());
+                    let Some((wanted, kernel)) = next else { return };
+                    let name = format!("vm {wanted}");
+                    let suite = kernel
+                        .and_then(|kernel| one(&name, &kernel, binaries, object))
+                        .unwrap_or_else(|err| Suite::broken(name, &format!("{err:#}")));
+                    if sender.send(suite).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        drop(sender);
+        for suite in suites {
+            report.add(suite);
+        }
+    });
+}
+
+fn one(name: &str, kernel: &Kernel, binaries: &StaticBinaries, object: &Path) -> Result<Suite> {
+    let start = Instant::now();
+    let module = kmod::build(&kernel.series)?;
+    let mut spec = guest::base(&kernel.image, &binaries.pagetrace, &format!("test-{}", kernel.series))?;
+    assets(&mut spec, binaries, object, module.as_deref());
+    spec.command = vec!["/bin/pagetrace-guest-suite".into()];
+    spec.timeout = TIMEOUT;
+    spec.silence = Some(SILENCE);
+    let mut suite = Suite::new(name);
+    let mut parser = GuestSuite::default();
+    note(&format!("{name}: booting {}", kernel.release));
+    let result = vm::run(&spec, &mut |line| parser.line(line, &mut suite))?;
+    suite.took = start.elapsed();
+    suite.log = Some(result.console_log);
+    match result.outcome {
+        Outcome::Exited { code } => {
+            parser.finish(&mut suite);
+            if code != 0 && suite.failures.is_empty() {
+                suite.fail("exit code", format!("{code} though no case failed"));
+            }
+        }
+        other => suite.fail("guest", other.to_string()),
+    }
+    Ok(suite)
+}
+
+/// Puts what the suite and the demo need into a guest, and says in its environment where it is.
+pub(crate) fn assets(spec: &mut VmSpec, binaries: &StaticBinaries, object: &Path, module: Option<&Path>) {
+    const OBJECT: &str = "/lib/pagetrace/fixtures.bpf.o";
+    const MODULE: &str = "/lib/pagetrace/fixture.ko";
+    spec.files.push(VmFile::executable("/bin/pagetrace-fixture", &binaries.fixture));
+    spec.files.push(VmFile::executable("/bin/pagetrace-guest-suite", &binaries.guest_suite));
+    spec.files.push(VmFile::copy(OBJECT, object));
+    spec.env.push(("PAGETRACE_FIXTURE_BPF".into(), OBJECT.into()));
+    if let Some(module) = module {
+        spec.files.push(VmFile::copy(MODULE, module));
+        spec.env.push(("PAGETRACE_FIXTURE_KMOD".into(), MODULE.into()));
+    }
+}

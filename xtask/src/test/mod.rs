@@ -1,0 +1,62 @@
+//! `cargo xtask test`: every suite, a line for each, and the sum.
+
+mod kernels;
+mod local;
+mod parse;
+mod report;
+mod tidy;
+
+use std::{process::ExitCode, thread};
+
+use anyhow::Result;
+
+pub(crate) use self::kernels::assets;
+use self::report::{Report, Suite};
+use crate::{
+    build, setup,
+    step::note,
+    vm::kernel::{self, Kernel},
+};
+
+/// What `cargo xtask test` takes.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// A series or a path of a kernel image; may be repeated. All series by default.
+    #[arg(long)]
+    kernel: Vec<String>,
+    /// Leaves the test kernels out.
+    #[arg(long)]
+    skip_vm: bool,
+}
+
+/// A wanted kernel, and the image or why there is none.
+type Fetched = (String, Result<Kernel>);
+
+/// Runs the subcommand.
+pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    setup::ensure(true)?;
+    let wanted: Vec<String> = match (options.skip_vm, options.kernel.is_empty()) {
+        (true, _) => Vec::new(),
+        (false, true) => kernel::SERIES.map(str::to_owned).to_vec(),
+        (false, false) => options.kernel.clone(),
+    };
+    // The network is idle while the compiler runs, and the other way round.
+    let fetching = thread::spawn(move || -> Vec<Fetched> {
+        wanted.into_iter().map(|wanted| (wanted.clone(), kernel::resolve(&wanted, &note))).collect()
+    });
+    let mut report = Report::default();
+    report.add(local::format());
+    report.add(local::lints());
+    report.add(local::cargo_test());
+    let binaries = build::build_static();
+    match &binaries {
+        Ok(binaries) => report.add(local::host(binaries)),
+        Err(err) => report.add(Suite::broken("host", &format!("{err:#}"))),
+    }
+    let fetched = fetching.join().unwrap_or_default();
+    if !options.skip_vm {
+        kernels::all(fetched, binaries.ok().as_ref(), &mut report);
+    }
+    println!("{}", report.closing_line());
+    Ok(if report.failed() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
