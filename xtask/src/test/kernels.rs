@@ -66,7 +66,7 @@ pub(super) fn all(fetched: Vec<Fetched>, binaries: Option<&StaticBinaries>, repo
 
 fn one(name: &str, kernel: &Kernel, binaries: &StaticBinaries, object: &Path) -> Result<Suite> {
     let start = Instant::now();
-    let module = kmod::build(&kernel.series)?;
+    let module = kmod::build(&kernel.series, &kernel.release)?;
     let mut spec = guest::base(&kernel.image, &binaries.pagetrace, &format!("test-{}", kernel.series))?;
     assets(&mut spec, binaries, object, module.as_deref());
     spec.command = vec!["/bin/pagetrace-guest-suite".into()];
