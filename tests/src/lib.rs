@@ -1,1 +1,3 @@
-//! What the integration tests share.
+//! What the integration tests share: the fixtures that exercise right and wrong patterns.
+
+pub mod fixture;

@@ -62,7 +62,7 @@ pub(super) fn all(fetched: Vec<Fetched>, binaries: Option<&StaticBinaries>, repo
 
 fn one(name: &str, kernel: &Kernel, binaries: &StaticBinaries) -> Result<Suite> {
     let start = Instant::now();
-    let module = kmod::build(&kernel.series)?;
+    let module = kmod::build(&kernel.series, &kernel.release)?;
     let mut spec = guest::base(&kernel.image, &binaries.pagetrace, &format!("test-{}", kernel.series))?;
     assets(&mut spec, binaries, module.as_deref());
     spec.command = vec!["/bin/pagetrace-guest-suite".into()];
