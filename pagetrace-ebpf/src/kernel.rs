@@ -46,9 +46,12 @@ pub(crate) fn current_mm() -> u64 {
 }
 
 /// Whether the current task has page faults disabled (include/linux/uaccess.h, `pagefault_disabled`).
+///
+/// The helper that reads kernel memory disables page faults itself meanwhile (mm/maccess.c,
+/// `copy_from_kernel_nofault`), so the depth it reads is one too high.
 #[inline(always)]
 pub(crate) fn nofault() -> bool {
-    member::<u32>(current(), setting::TASK_NOFAULT).unwrap_or(0) != 0
+    member::<u32>(current(), setting::TASK_NOFAULT).unwrap_or(0) > 1
 }
 
 /// When the last hook was attached, nanoseconds of `CLOCK_MONOTONIC`; 0 until then.

@@ -150,8 +150,19 @@ fn refused(probe: &Probe, why: &ProgramError) -> AttachError {
         source = inner.source();
     }
     // A verifier log belongs into the debug log, not into a sentence.
-    let text = text.lines().next().unwrap_or("unknown error").trim_end_matches(" Verifier output:").to_owned();
-    AttachError::Refused(Refusal { attach: probe.kind.attach(), target: probe.target.clone(), why: text })
+    let text = text.lines().next().unwrap_or("unknown error");
+    let text = text.split(" Verifier output:").next().unwrap_or(text).trim_end().to_owned();
+    // Nothing about one function makes the kernel answer EPERM: a policy closes the attach type.
+    let whole_type = errno_of(why) == Some(rustix::io::Errno::PERM.raw_os_error());
+    let Probe { kind, target, .. } = probe;
+    AttachError::Refused(Refusal { attach: kind.attach(), target: target.clone(), why: text, whole_type })
+}
+
+fn errno_of(why: &ProgramError) -> Option<i32> {
+    match why {
+        ProgramError::LoadError { io_error, .. } => io_error.raw_os_error(),
+        _ => None,
+    }
 }
 
 fn load(bpf: &mut Ebpf, probe: &Probe, btf: &Btf) -> Result<(), ProgramError> {

@@ -373,6 +373,7 @@ pub async fn run(facts: &KernelFacts, mut spec: Spec, observer: &mut dyn Observe
         }
     }
     session.drain(observer);
+    log::debug!("disproved by their stack: {}", session.correlator.disproved);
     let loss = session.attached.counters()?;
     session.attached.detach();
     session.drain(observer);

@@ -25,6 +25,8 @@ pub struct Refusal {
     pub target: String,
     /// What the kernel said.
     pub why: String,
+    /// It is the attach type that is closed here, not only this target.
+    pub whole_type: bool,
 }
 
 /// Why no plan is possible.
@@ -138,8 +140,12 @@ fn check_all(kernel: &dyn KernelView, wish: &Wish, probes: &[Probe]) -> Result<(
 fn check(kernel: &dyn KernelView, wish: &Wish, probe: &Probe) -> Result<(), String> {
     let Probe { kind, target, .. } = probe;
     let attach = kind.attach();
-    if let Some(refusal) = wish.refused.iter().find(|refusal| refusal.attach == attach && refusal.target == *target) {
-        return Err(format!("the kernel refused {target}: {}", refusal.why));
+    if let Some(refusal) = wish
+        .refused
+        .iter()
+        .find(|refusal| refusal.attach == attach && (refusal.whole_type || refusal.target == *target))
+    {
+        return Err(format!("the kernel refused {}: {}", refusal.target, refusal.why));
     }
     match kind {
         ProgramType::Kprobe | ProgramType::Kretprobe => {
