@@ -142,6 +142,7 @@ pub(crate) fn mm_of_lock(sem: u64) -> Option<u64> {
 /// Whether `mm` is the start of an object of the `mm_struct` slab cache (mm/slab.h, `virt_to_slab`).
 #[inline(always)]
 fn in_mm_cache(mm: u64) -> bool {
+    let Some(mm) = as_number(mm) else { return false };
     let Some(layout) = SLAB_LAYOUT.get_ptr_mut(0) else { return false };
     // SAFETY: an array map's entry 0 always exists; writers race only to store the same values.
     let layout = unsafe { &mut *layout };
@@ -163,11 +164,20 @@ fn in_mm_cache(mm: u64) -> bool {
     if member::<u64>(head, setting::SLAB_CACHE) != Some(layout.cache) {
         return false;
     }
-    let index = head.wrapping_sub(layout.vmemmap) / page_size;
+    // A plain division could panic, and the verifier refuses the call to a function that never returns.
+    let Some(index) = head.wrapping_sub(layout.vmemmap).checked_div(page_size) else { return false };
     let base = layout.page_offset.wrapping_add(index << 12);
     // mm_struct embeds another rw_semaphore (context.ldt_usr_sem): only the one at the object's start plus the
     // offset of mmap_lock counts.
-    mm.wrapping_sub(base) % layout.size == 0
+    mm.wrapping_sub(base).checked_rem(layout.size) == Some(0)
+}
+
+/// The same value, of which the verifier does not know any more that it is a pointer: an fentry argument is typed,
+/// and subtracting from it or shifting it is refused.
+#[inline(always)]
+fn as_number(pointer: u64) -> Option<u64> {
+    let spilled = core::hint::black_box(pointer);
+    read(&raw const spilled as u64)
 }
 
 #[inline(always)]
