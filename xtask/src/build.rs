@@ -7,7 +7,7 @@ use std::{path::PathBuf, process::Command};
 
 use anyhow::{Result, ensure};
 
-use crate::{bpf, step, workspace};
+use crate::{step, workspace};
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
@@ -37,13 +37,6 @@ pub(crate) fn build_static() -> Result<StaticBinaries> {
         fixture: binary("pagetrace-fixture")?,
         guest_suite: binary("pagetrace-guest-suite")?,
     })
-}
-
-/// The fixtures' BPF object.
-pub(crate) fn build_fixture_object() -> Result<PathBuf> {
-    const NAME: &str = "pagetrace-fixtures-bpf";
-    step::note("building the fixtures' BPF object");
-    bpf::build(&workspace::root(), NAME, NAME, &workspace::target().join("bpf"))
 }
 
 fn cargo(title: &str, args: &[&str]) -> Result<()> {

@@ -49,12 +49,11 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     setup::ensure(!options.no_install)?;
     let kernel = fetch(options.kernel.as_deref())?;
     let binaries = build::build_static()?;
-    let object = build::build_fixture_object()?;
     let mut as_expected = true;
     for Run { heading, fixture, exit, meaning } in RUNS {
         println!("\n== {heading}\n== {}: pagetrace check -- pagetrace-fixture {fixture}\n", kernel.release);
         let mut spec = guest::base(&kernel.image, &binaries.pagetrace, &format!("demo-{fixture}"))?;
-        assets(&mut spec, &binaries, &object, None);
+        assets(&mut spec, &binaries, None);
         spec.command = ["pagetrace", "check", "--", "pagetrace-fixture", fixture].map(OsString::from).to_vec();
         spec.timeout = Duration::from_secs(180);
         note("booting");

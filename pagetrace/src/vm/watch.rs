@@ -59,6 +59,9 @@ impl Watch {
             return (!before.is_empty()).then_some(before);
         }
         if let Some(message) = kernel_message(line) {
+            if self.last_word.is_some() {
+                return None; // The machine goes off.
+            }
             match sign(message) {
                 Some(Sign::Panic) => {
                     self.panic.get_or_insert_with(|| message.to_owned());
@@ -189,8 +192,9 @@ mod tests {
         let mut watch = Watch::new("t".into(), true);
         assert_eq!(watch.line("<t ready>"), None);
         assert_eq!(watch.line("hello"), Some("hello"));
-        assert_eq!(watch.line("tail<t exited 0>"), Some("tail"));
         assert_eq!(watch.line("<t out 12>"), None);
+        assert_eq!(watch.line("tail<t exited 0>"), Some("tail"));
+        assert_eq!(watch.line("[    1.234567] reboot: Power down"), None);
         assert_eq!(watch.out, Some(12));
     }
 }

@@ -16,7 +16,7 @@ use super::{
     report::{Report, Suite},
 };
 use crate::{
-    build::{self, StaticBinaries},
+    build::StaticBinaries,
     guest, kmod,
     step::note,
     vm::{self, Outcome, VmFile, VmSpec, kernel::Kernel},
@@ -34,22 +34,18 @@ pub(super) fn all(fetched: Vec<Fetched>, binaries: Option<&StaticBinaries>, repo
         }
         return;
     };
-    let object = match build::build_fixture_object() {
-        Ok(object) => object,
-        Err(err) => return report.add(Suite::broken("vm", &format!("{err:#}"))),
-    };
     let queue = Mutex::new(fetched.into_iter().collect::<VecDeque<_>>());
     let (sender, suites) = channel();
     thread::scope(|scope| {
         for _ in 0..AT_A_TIME {
-            let (queue, object, sender) = (&queue, &object, sender.clone());
+            let (queue, sender) = (&queue, sender.clone());
             scope.spawn(move || {
                 loop {
                     let next = queue.lock().ok().and_then(|mut queue| queue.pop_front());
                     let Some((wanted, kernel)) = next else { return };
                     let name = format!("vm {wanted}");
                     let suite = kernel
-                        .and_then(|kernel| one(&name, &kernel, binaries, object))
+                        .and_then(|kernel| one(&name, &kernel, binaries))
                         .unwrap_or_else(|err| Suite::broken(name, &format!("{err:#}")));
                     if sender.send(suite).is_err() {
                         return;
@@ -64,11 +60,11 @@ pub(super) fn all(fetched: Vec<Fetched>, binaries: Option<&StaticBinaries>, repo
     });
 }
 
-fn one(name: &str, kernel: &Kernel, binaries: &StaticBinaries, object: &Path) -> Result<Suite> {
+fn one(name: &str, kernel: &Kernel, binaries: &StaticBinaries) -> Result<Suite> {
     let start = Instant::now();
     let module = kmod::build(&kernel.series, &kernel.release)?;
     let mut spec = guest::base(&kernel.image, &binaries.pagetrace, &format!("test-{}", kernel.series))?;
-    assets(&mut spec, binaries, object, module.as_deref());
+    assets(&mut spec, binaries, module.as_deref());
     spec.command = vec!["/bin/pagetrace-guest-suite".into()];
     spec.timeout = TIMEOUT;
     spec.silence = Some(SILENCE);
@@ -91,13 +87,10 @@ fn one(name: &str, kernel: &Kernel, binaries: &StaticBinaries, object: &Path) ->
 }
 
 /// Puts what the suite and the demo need into a guest, and says in its environment where it is.
-pub(crate) fn assets(spec: &mut VmSpec, binaries: &StaticBinaries, object: &Path, module: Option<&Path>) {
-    const OBJECT: &str = "/lib/pagetrace/fixtures.bpf.o";
+pub(crate) fn assets(spec: &mut VmSpec, binaries: &StaticBinaries, module: Option<&Path>) {
     const MODULE: &str = "/lib/pagetrace/fixture.ko";
     spec.files.push(VmFile::executable("/bin/pagetrace-fixture", &binaries.fixture));
     spec.files.push(VmFile::executable("/bin/pagetrace-guest-suite", &binaries.guest_suite));
-    spec.files.push(VmFile::copy(OBJECT, object));
-    spec.env.push(("PAGETRACE_FIXTURE_BPF".into(), OBJECT.into()));
     if let Some(module) = module {
         spec.files.push(VmFile::copy(MODULE, module));
         spec.env.push(("PAGETRACE_FIXTURE_KMOD".into(), MODULE.into()));

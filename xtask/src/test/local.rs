@@ -15,7 +15,7 @@ use super::{
     tidy,
 };
 use crate::{
-    build::{self, StaticBinaries},
+    build::StaticBinaries,
     step::{self, Finished},
     workspace,
 };
@@ -72,18 +72,13 @@ pub(super) fn host(binaries: &StaticBinaries) -> Suite {
         return suite;
     }
     step::note("the tracer on this host");
-    let object = match build::build_fixture_object() {
-        Ok(object) => object,
-        Err(err) => return Suite::broken("host", &format!("{err:#}")),
-    };
     let mut command = Command::new("timeout");
     command
         .args(["--kill-after=5", &HOST_LIMIT.as_secs().to_string()])
         .arg(&binaries.guest_suite)
         .arg("--host")
         .env("PAGETRACE", &binaries.pagetrace)
-        .env("PAGETRACE_FIXTURE", &binaries.fixture)
-        .env("PAGETRACE_FIXTURE_BPF", object);
+        .env("PAGETRACE_FIXTURE", &binaries.fixture);
     let finished = match step::capture("host", &mut command) {
         Ok(finished) => finished,
         Err(err) => return Suite::broken("host", &format!("{err:#}")),
