@@ -121,9 +121,10 @@ fn sigint(tool: &Tool) -> Result<()> {
     let begun = tool::wait_for_child(child.id(), Duration::from_secs(60));
     thread::sleep(Duration::from_secs(1));
     tool::signal(&child, libc::SIGINT)?;
-    let ended = tool.finish(child, Duration::from_secs(60))?;
+    let ended = tool.finish(child, Duration::from_secs(60));
     // Whether pagetrace ends its command too is its own affair; nothing of this suite stays.
     tool::end(begun?);
+    let ended = ended?;
     let report = report::parse(&ended.stdout)?;
     let verdict = report::text(&report["verdict"]);
     ensure!(matches!(verdict, "clean" | "incomplete"), "the verdict is {verdict:?}");
