@@ -1,3 +1,5 @@
-//! What the integration tests share: the fixtures that exercise right and wrong patterns.
+//! What the integration tests share: the fixtures that exercise right and wrong patterns, and the suite that
+//! holds pagetrace against them.
 
 pub mod fixture;
+pub mod guest;

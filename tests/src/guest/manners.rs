@@ -1,0 +1,184 @@
+//! How pagetrace behaves towards its caller, its command and the kernel: exit codes, users, signals, loss.
+
+use std::{
+    collections::HashSet,
+    os::unix::process::CommandExt as _,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::{
+    Fixtures, Tally, report,
+    tool::{self, Ended, LIMIT, Tool, tail},
+};
+use crate::fixture::cases;
+
+/// The user whom sudo is said to have been called by, and who is not root.
+const USER: u32 = 1000;
+
+/// Runs these cases.
+pub fn run(tool: &Tool, host: bool, fixtures: Fixtures, tally: &mut Tally) {
+    tally.case("command/not-found", || not_found(tool));
+    tally.case("command/exit-code", || exit_code(tool));
+    tally.case("command/signal", || signal(tool));
+    tally.case("command/sudo-user", || sudo_user(tool));
+    tally.case("command/fork-storm", || {
+        let ended = tool.run(tool.check(&[], &["fork-storm", "1000"]))?;
+        ensure!(ended.log.contains("fork-storm: ok"), "not exercised: {}", tail(&ended.log));
+        code(&ended, 0)?;
+        report::is_clean(&report::parse(&ended.stdout)?)
+    });
+    tally.case("command/pagemap-read", || {
+        let ended = tool.run(tool.check(&[], &["pagemap-read"]))?;
+        ensure!(ended.log.contains("pagemap-read: ok"), "not exercised: {}", tail(&ended.log));
+        code(&ended, 0)?;
+        report::is_clean(&report::parse(&ended.stdout)?)
+    });
+    tally.case("caller/no-such-pid", || no_such_pid(tool));
+    tally.case("caller/not-root", || not_root(tool));
+    tally.case("caller/sigint", || sigint(tool));
+    tally.case("loss/tiny-ring", || tiny_ring(tool, fixtures));
+    if host {
+        // Other tracers come and go on an ordinary machine.
+        tally.skip("kernel/sigkill", "only a test VM is quiet enough to say whose BPF programs are whose");
+    } else {
+        tally.case("kernel/sigkill", || sigkill(tool));
+    }
+}
+
+fn code(ended: &Ended, expected: i32) -> Result<()> {
+    ensure!(
+        ended.status.code() == Some(expected),
+        "ended with {}, not {expected}: {}",
+        ended.status,
+        tail(&ended.stderr)
+    );
+    Ok(())
+}
+
+fn not_found(tool: &Tool) -> Result<()> {
+    const NAME: &str = "/no/such/program";
+    let ended = tool.run(tool.command(&["check", "--format", "json", "--", NAME]))?;
+    let code = ended.status.code();
+    // Nothing was checked, so neither clean, nor findings, nor a run with gaps.
+    ensure!(!matches!(code, None | Some(0 | 1 | 4)), "ended with {}: {}", ended.status, tail(&ended.stderr));
+    ensure!(ended.stderr.contains(NAME), "the message does not name the program: {}", tail(&ended.stderr));
+    Ok(())
+}
+
+fn exit_code(tool: &Tool) -> Result<()> {
+    let ended = tool.run(tool.check(&[], &["exit", "7"]))?;
+    code(&ended, 7)?;
+    let report = report::parse(&ended.stdout)?;
+    report::is_clean(&report)?;
+    ensure!(report["command"]["exit_code"] == 7, "the report says {}", report["command"]);
+    Ok(())
+}
+
+fn signal(tool: &Tool) -> Result<()> {
+    let ended = tool.run(tool.check(&[], &["abort"]))?;
+    code(&ended, 128 + libc::SIGABRT)?;
+    let report = report::parse(&ended.stdout)?;
+    ensure!(report["command"]["signal"] == libc::SIGABRT, "the report says {}", report["command"]);
+    ensure!(report["command"]["exit_code"].is_null(), "the report says {}", report["command"]);
+    Ok(())
+}
+
+fn sudo_user(tool: &Tool) -> Result<()> {
+    let mut command = tool.check(&[], &["whoami"]);
+    command.env("SUDO_UID", USER.to_string()).env("SUDO_GID", USER.to_string()).env("SUDO_USER", "user");
+    let ended = tool.run(command)?;
+    code(&ended, 0)?;
+    let expected = format!("uid={USER} gid={USER}");
+    ensure!(ended.log.contains(&expected), "the command ran as: {}", tail(&ended.log));
+    Ok(())
+}
+
+fn no_such_pid(tool: &Tool) -> Result<()> {
+    // Above the largest id that a kernel may give out.
+    const PID: &str = "4194305";
+    let ended = tool.run(tool.command(&["check", "--format", "json", "--pid", PID]))?;
+    ensure!(matches!(ended.status.code(), Some(2 | 3)), "ended with {}: {}", ended.status, tail(&ended.stderr));
+    ensure!(ended.stderr.contains(PID), "the message does not name the process: {}", tail(&ended.stderr));
+    Ok(())
+}
+
+fn not_root(tool: &Tool) -> Result<()> {
+    let mut command = tool.check(&[], &["exit", "0"]);
+    command.uid(USER).gid(USER);
+    let ended = tool.run(command)?;
+    code(&ended, 3)?;
+    let message = ended.stderr.to_lowercase();
+    let says = ["root", "sudo", "cap_", "privilege", "permi"].iter().any(|word| message.contains(word));
+    ensure!(says, "the message does not say what is missing: {}", tail(&ended.stderr));
+    Ok(())
+}
+
+fn sigint(tool: &Tool) -> Result<()> {
+    let child = tool.start(tool.check(&[], &["sleep", "600"]))?;
+    let begun = tool::wait_for_child(child.id(), Duration::from_secs(60));
+    thread::sleep(Duration::from_secs(1));
+    tool::signal(&child, libc::SIGINT)?;
+    let ended = tool.finish(child, Duration::from_secs(60));
+    // Whether pagetrace ends its command too is its own affair; nothing of this suite stays.
+    tool::end(begun?);
+    let ended = ended?;
+    let report = report::parse(&ended.stdout)?;
+    let verdict = report::text(&report["verdict"]);
+    ensure!(matches!(verdict, "clean" | "incomplete"), "the verdict is {verdict:?}");
+    ensure!(ended.status.code().is_some(), "ended with {}, not in order", ended.status);
+    Ok(())
+}
+
+fn tiny_ring(tool: &Tool, fixtures: Fixtures) -> Result<()> {
+    let ended = tool.run(tool.check(&["--ring-bytes", "4096"], &fixtures.violating()?))?;
+    let report = report::parse(&ended.stdout)?;
+    let verdict = report::text(&report["verdict"]);
+    let found: HashSet<_> = report::list(&report["findings"]).iter().map(report::comm).collect();
+    let missing: Vec<_> =
+        fixtures.expected().filter(|row| row.in_wrappers && !found.contains(&*cases::comm_of(row.case))).collect();
+    match verdict {
+        "incomplete" => {
+            code(&ended, 4)?;
+            ensure!(report::lost(&report) > 0, "incomplete, but no loss is counted: {}", report["loss"]);
+        }
+        "findings" => {
+            code(&ended, 1)?;
+            let names: Vec<_> = missing.iter().map(|row| row.case).collect();
+            let counted = names.is_empty() || report::lost(&report) > 0;
+            ensure!(counted, "no loss is counted, but these are missing: {}", names.join(", "));
+        }
+        other => anyhow::bail!("the verdict is {other:?}"),
+    }
+    Ok(())
+}
+
+fn programs() -> Result<HashSet<u32>> {
+    aya::programs::loaded_programs()
+        .map(|program| Ok(program.context("cannot list BPF programs")?.id()))
+        .collect::<Result<_>>()
+}
+
+/// Nothing may stay in the kernel when pagetrace is killed without a chance to clean up.
+fn sigkill(tool: &Tool) -> Result<()> {
+    let before = programs()?;
+    let child = tool.start(tool.check(&[], &["sleep", "5"]))?;
+    let begun = tool::wait_for_child(child.id(), Duration::from_secs(60));
+    let during = programs()?;
+    tool::signal(&child, libc::SIGKILL)?;
+    tool.finish(child, LIMIT)?;
+    begun?;
+    ensure!(during.difference(&before).next().is_some(), "no BPF program was loaded while the command ran");
+    let since = Instant::now();
+    loop {
+        let left: Vec<_> = programs()?.difference(&before).copied().collect();
+        if left.is_empty() {
+            return Ok(());
+        }
+        // The kernel frees programs a little later.
+        ensure!(since.elapsed() < Duration::from_secs(20), "BPF programs {left:?} are still loaded");
+        thread::sleep(Duration::from_millis(200));
+    }
+}

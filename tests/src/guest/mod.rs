@@ -1,0 +1,219 @@
+//! The suite of a test VM: pagetrace must find every violating case, say the right thing about it, and find
+//! nothing in the clean ones, by every attach type that the kernel has.
+//!
+//! What the kernel has is read from the kernel, not from pagetrace: a tool that is blind must not choose what
+//! it is asked. Guests are slow, so one run of pagetrace covers all cases of a kind.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command-line program")]
+
+pub mod expect;
+pub mod manners;
+pub mod report;
+pub mod tool;
+
+use std::{collections::HashSet, env, fs, path::Path, process::ExitCode, time::Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use expect::Expected;
+use tool::{LIMIT, Tool, tail};
+
+use crate::fixture::{
+    cases::{self, CASES, Kind},
+    device::Device,
+};
+
+/// Names the module's file, where there is one.
+const MODULE: &str = "PAGETRACE_FIXTURE_KMOD";
+
+/// The suite; takes `--host` for a machine that is not a test VM.
+#[must_use]
+pub fn main() -> ExitCode {
+    let host = match env::args().skip(1).collect::<Vec<_>>().as_slice() {
+        [] => false,
+        [flag] if flag == "--host" => true,
+        _ => {
+            eprintln!("usage: pagetrace-guest-suite [--host]");
+            return ExitCode::from(2);
+        }
+    };
+    let mut tally = Tally::default();
+    if let Err(error) = run(host, &mut tally) {
+        tally.case("suite", || Err(error));
+    }
+    println!("{} passed, {} failed", tally.passed, tally.failed);
+    if tally.failed == 0 && tally.passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Counts cases and prints a line about each.
+#[derive(Debug, Default)]
+pub struct Tally {
+    passed: usize,
+    failed: usize,
+}
+
+impl Tally {
+    /// Runs a case.
+    pub fn case(&mut self, name: &str, work: impl FnOnce() -> Result<()>) {
+        let since = Instant::now();
+        match work() {
+            Ok(()) => {
+                self.passed += 1;
+                println!("case {name} ... ok");
+            }
+            Err(error) => {
+                self.failed += 1;
+                println!("case {name} ... FAILED: {}", format!("{error:#}").replace('\n', " | "));
+            }
+        }
+        eprintln!("{name}: {:.1} s", since.elapsed().as_secs_f64());
+    }
+
+    /// Says that a case cannot be run here.
+    pub fn skip(&self, name: &str, reason: &str) {
+        println!("case {name} ... skipped: {reason}");
+    }
+}
+
+/// Which fixtures this machine can run.
+#[derive(Debug, Clone, Copy)]
+pub struct Fixtures {
+    module: bool,
+    bpf: bool,
+}
+
+impl Fixtures {
+    /// The word for the fixture's `all-…` commands.
+    fn word(self) -> Result<&'static [&'static str]> {
+        match (self.module, self.bpf) {
+            (true, true) => Ok(&[]),
+            (true, false) => Ok(&["kmod"]),
+            (false, true) => Ok(&["bpf"]),
+            (false, false) => bail!("this kernel can run neither the module nor the BPF fixtures"),
+        }
+    }
+
+    fn expected(self) -> impl Iterator<Item = &'static Expected> {
+        let module = expect::MODULE.iter().filter(move |_| self.module);
+        module.chain(expect::BPF.iter().filter(move |_| self.bpf))
+    }
+
+    fn violating(self) -> Result<Vec<&'static str>> {
+        Ok([&["all-violating"], self.word()?].concat())
+    }
+
+    fn clean(self) -> Result<Vec<&'static str>> {
+        Ok([&["all-clean"], self.word()?].concat())
+    }
+}
+
+fn run(host: bool, tally: &mut Tally) -> Result<()> {
+    let tool = Tool::find()?;
+    if !host
+        && !Device::exists()
+        && let Some(path) = env::var_os(MODULE)
+    {
+        tool::load_module(Path::new(&path))?;
+    }
+    let btf = fs::read("/sys/kernel/btf/vmlinux").context("this kernel has no BTF")?;
+    let knows = |name: &str| contains(&btf, format!("\0{name}\0").as_bytes());
+    let fixtures =
+        Fixtures { module: !host && Device::exists(), bpf: knows("bpf_iter_task_vma") && knows("bpf_find_vma") };
+    if !fixtures.module {
+        tally.skip("module", "no fixture module for this kernel");
+    }
+    if !fixtures.bpf {
+        tally.skip("bpf", "this kernel has no sleepable iterator over mappings and no bpf_find_vma");
+    }
+    let tracepoints = knows("btf_trace_mmap_lock_released");
+    let kprobes = Path::new("/sys/bus/event_source/devices/kprobe").exists();
+    for (attach, has) in
+        [("kprobe", kprobes), ("fentry", true), ("tracepoint", tracepoints), ("raw-tracepoint", tracepoints)]
+    {
+        if has {
+            violating(&tool, attach, fixtures, tally);
+            tally.case(&format!("{attach}/clean"), || clean(&tool, attach, fixtures));
+        } else {
+            tally.skip(attach, "this kernel has no such probe for the lock");
+        }
+    }
+    manners::run(&tool, host, fixtures, tally);
+    // Last: on 5.10 nothing ends the task, and it stays until the machine goes down.
+    if fixtures.module {
+        tally.case("hang/write-own", || hang(&tool));
+    }
+    Ok(())
+}
+
+fn contains(bytes: &[u8], part: &[u8]) -> bool {
+    bytes.windows(part.len()).any(|window| window == part)
+}
+
+/// One run over all violating cases; a line for each case, and one for what must not be there.
+fn violating(tool: &Tool, attach: &str, fixtures: Fixtures, tally: &mut Tally) {
+    let report = match violating_report(tool, attach, fixtures) {
+        Ok(report) => report,
+        Err(error) => return tally.case(&format!("{attach}/violating"), || Err(error)),
+    };
+    let mut known = HashSet::new();
+    for expected in fixtures.expected() {
+        let name = format!("{attach}/{}", expected.case);
+        if expected.visible_by(attach) {
+            known.insert(cases::comm_of(expected.case));
+            tally.case(&name, || report::matches(&report, expected));
+        } else {
+            tally.skip(&name, "the lock is taken past the wrappers, and so past these hooks");
+        }
+    }
+    tally.case(&format!("{attach}/nothing-else"), || {
+        let findings = report::list(&report["findings"]);
+        let stranger = findings.iter().find(|finding| !known.contains(report::comm(finding)));
+        stranger.map_or(Ok(()), |finding| {
+            bail!("a finding about {}: {}", report::comm(finding), report::text(&finding["summary"]))
+        })
+    });
+}
+
+fn violating_report(tool: &Tool, attach: &str, fixtures: Fixtures) -> Result<serde_json::Value> {
+    let ended = tool.run(tool.check(&["--attach", attach], &fixtures.violating()?))?;
+    exercised(&ended.log, fixtures, Kind::Violating)?;
+    ensure!(ended.status.code() == Some(1), "ended with {}, not 1: {}", ended.status, tail(&ended.stderr));
+    let report = report::parse(&ended.stdout)?;
+    ensure!(report::text(&report["verdict"]) == "findings", "the verdict is {}", report["verdict"]);
+    ensure!(report["command"]["exit_code"] == 0, "the command's exit code is {}", report["command"]["exit_code"]);
+    Ok(report)
+}
+
+fn clean(tool: &Tool, attach: &str, fixtures: Fixtures) -> Result<()> {
+    let ended = tool.run(tool.check(&["--attach", attach], &fixtures.clean()?))?;
+    exercised(&ended.log, fixtures, Kind::Clean)?;
+    report::is_clean(&report::parse(&ended.stdout)?)?;
+    ensure!(ended.status.code() == Some(0), "ended with {}, not 0: {}", ended.status, tail(&ended.stderr));
+    Ok(())
+}
+
+/// A pattern that did not take place proves nothing, found or not.
+fn exercised(log: &str, fixtures: Fixtures, kind: Kind) -> Result<()> {
+    let failed: Vec<_> = log.lines().filter(|line| line.contains(": FAILED: ")).collect();
+    ensure!(failed.is_empty(), "not exercised: {}", failed.join(" | "));
+    for case in CASES.iter().filter(|case| fixtures.module && case.kind == kind) {
+        let line = format!("kmod {}: ok", case.name);
+        ensure!(log.contains(&line), "case {} left no line; the log: {}", case.name, tail(log));
+    }
+    ensure!(!log.is_empty(), "the command did not run");
+    Ok(())
+}
+
+/// The certain deadlock: pagetrace must end by itself, say that the command hangs, and say why.
+fn hang(tool: &Tool) -> Result<()> {
+    let ended = tool.finish(tool.start(tool.check(&[], &["kmod", "write-own"]))?, LIMIT)?;
+    ensure!(ended.log.contains("hangs now"), "the case did not begin: {}", tail(&ended.log));
+    let report = report::parse(&ended.stdout)?;
+    ensure!(report["command"]["hung"] == true, "the command is not said to hang: {}", report["command"]);
+    let name = cases::comm_of("write-own");
+    let finding = report::list(&report["findings"]).iter().find(|finding| report::comm(finding) == name);
+    let finding = finding.context("not found")?;
+    ensure!(finding["severity"] == "deadlock", "the severity is {}", finding["severity"]);
+    ensure!(finding["hung"] == true, "the finding is not said to hang");
+    ensure!(finding["locks"][0]["mode"] == "write", "the lock is held for {}", finding["locks"][0]["mode"]);
+    ensure!(ended.status.code() == Some(1), "ended with {}, not 1: {}", ended.status, tail(&ended.stderr));
+    Ok(())
+}

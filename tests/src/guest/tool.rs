@@ -1,0 +1,191 @@
+//! Starts pagetrace, with a limit to everything.
+#![expect(unsafe_code, reason = "a signal and a module are system calls")]
+
+use std::{
+    env, fs,
+    fs::File,
+    io,
+    os::{fd::AsRawFd as _, unix::fs::PermissionsExt as _},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::fixture;
+
+/// No run may take longer.
+pub const LIMIT: Duration = Duration::from_secs(180);
+
+/// Where the programs under test are, and a directory for what they leave.
+#[derive(Debug)]
+pub struct Tool {
+    pagetrace: PathBuf,
+    /// The fixture program.
+    pub fixture: PathBuf,
+    scratch: PathBuf,
+}
+
+/// What a run left.
+#[derive(Debug)]
+pub struct Ended {
+    /// How pagetrace ended.
+    pub status: ExitStatus,
+    /// Its standard output.
+    pub stdout: String,
+    /// Its standard error.
+    pub stderr: String,
+    /// What the fixture said.
+    pub log: String,
+}
+
+impl Tool {
+    /// Finds the programs.
+    ///
+    /// # Errors
+    /// When one is missing, or there is no place for temporary files.
+    pub fn find() -> Result<Self> {
+        let path = |name: &str, default: &str| env::var_os(name).map_or_else(|| default.into(), PathBuf::from);
+        let pagetrace = path("PAGETRACE_BIN", "/bin/pagetrace");
+        let fixture = path("PAGETRACE_FIXTURE_BIN", "/bin/pagetrace-fixture");
+        for program in [&pagetrace, &fixture] {
+            ensure!(program.is_file(), "{} is missing", program.display());
+        }
+        let scratch = env::temp_dir().join(format!("pagetrace-guest-suite.{}", std::process::id()));
+        fs::create_dir_all(&scratch).with_context(|| format!("cannot create {}", scratch.display()))?;
+        // Commands may run as another user.
+        fs::set_permissions(&scratch, fs::Permissions::from_mode(0o777))?;
+        Ok(Self { pagetrace, fixture, scratch })
+    }
+
+    /// `pagetrace` with these arguments.
+    #[must_use]
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.pagetrace);
+        command.args(arguments).env_remove("SUDO_UID").env_remove("SUDO_GID").env_remove("SUDO_USER");
+        command
+    }
+
+    /// `pagetrace check OPTIONS -- pagetrace-fixture WORDS`.
+    #[must_use]
+    pub fn check(&self, options: &[&str], words: &[&str]) -> Command {
+        let mut command = self.command(&["check", "--format", "json"]);
+        command.args(options).arg("--").arg(&self.fixture).args(words);
+        command
+    }
+
+    /// Starts it, its output going to files.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start(&self, mut command: Command) -> Result<Child> {
+        let log = self.scratch.join("log");
+        File::create(&log).context("cannot create the log")?;
+        fs::set_permissions(&log, fs::Permissions::from_mode(0o666))?;
+        command.stdin(Stdio::null()).env(fixture::LOG, &log);
+        command.stdout(File::create(self.scratch.join("out"))?).stderr(File::create(self.scratch.join("err"))?);
+        command.spawn().with_context(|| format!("cannot start {command:?}"))
+    }
+
+    /// Waits for its end; past the limit it is killed.
+    ///
+    /// # Errors
+    /// When it did not end by itself.
+    pub fn finish(&self, mut child: Child, limit: Duration) -> Result<Ended> {
+        let since = Instant::now();
+        let read = |name: &str| {
+            let bytes = fs::read(self.scratch.join(name)).unwrap_or_default();
+            String::from_utf8_lossy(&bytes).into_owned()
+        };
+        loop {
+            if let Some(status) = child.try_wait()? {
+                return Ok(Ended { status, stdout: read("out"), stderr: read("err"), log: read("log") });
+            }
+            if since.elapsed() > limit {
+                let _ = child.kill();
+                bail!("pagetrace did not end in {} s; stderr: {}", limit.as_secs(), tail(&read("err")));
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Both.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn run(&self, command: Command) -> Result<Ended> {
+        self.finish(self.start(command)?, LIMIT)
+    }
+}
+
+impl Drop for Tool {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.scratch);
+    }
+}
+
+/// The end of a text, on one line.
+#[must_use]
+pub fn tail(text: &str) -> String {
+    let lines: Vec<_> = text.lines().collect();
+    lines[lines.len().saturating_sub(5)..].join(" | ")
+}
+
+/// Sends `signal` to a child that has not been waited for.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn signal(child: &Child, signal: libc::c_int) -> Result<()> {
+    let pid = i32::try_from(child.id()).context("a process id fits an int")?;
+    // SAFETY: touches no memory; the id is a child's that was not reaped, so it is nobody else's.
+    let result = unsafe { libc::kill(pid, signal) };
+    ensure!(result == 0, "cannot signal {pid}: {}", io::Error::last_os_error());
+    Ok(())
+}
+
+/// Waits until `parent` has started a command, and tells its process id.
+///
+/// # Errors
+/// When it has not, in time.
+pub fn wait_for_child(parent: u32, limit: Duration) -> Result<u32> {
+    let since = Instant::now();
+    while since.elapsed() < limit {
+        for entry in fs::read_dir("/proc")?.flatten() {
+            let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
+            let fields: Vec<_> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+            // A stopped child has not begun; state and parent are the first fields behind the name.
+            if fields.get(1).and_then(|field| field.parse().ok()) == Some(parent)
+                && stat.contains("(pagetrace-fixt")
+                && let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok())
+            {
+                return Ok(pid);
+            }
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+    bail!("pagetrace started no command in {} s", limit.as_secs())
+}
+
+/// Kills a process that [`wait_for_child`] found, if it is still there.
+pub fn end(pid: u32) {
+    let Ok(pid) = i32::try_from(pid) else { return };
+    let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    if comm.starts_with("pagetrace-fixt") {
+        // SAFETY: touches no memory; the process bears the fixture's name.
+        unsafe { libc::kill(pid, libc::SIGKILL) };
+    }
+}
+
+/// Loads a kernel module.
+///
+/// # Errors
+/// When the file cannot be read, or the kernel refuses.
+pub fn load_module(path: &Path) -> Result<()> {
+    let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    // SAFETY: the kernel reads the module from the descriptor and an empty string of parameters.
+    let result = unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), c"".as_ptr(), 0) };
+    ensure!(result == 0, "cannot load {}: {}", path.display(), io::Error::last_os_error());
+    Ok(())
+}
