@@ -9,6 +9,7 @@
 mod hooks;
 mod kernel;
 mod shims;
+mod stacks;
 mod state;
 mod target;
 

@@ -5,13 +5,11 @@
 //! on top of it.
 
 use aya_ebpf::{
-    EbpfContext,
     helpers::{
-        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_smp_processor_id, bpf_ktime_get_ns,
-        generated::bpf_get_stackid,
+        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_smp_processor_id, bpf_ktime_get_ns
     },
     macros::map,
-    maps::{Array, HashMap, PerCpuArray, RingBuf, StackTrace},
+    maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
 use pagetrace_ebpf::wire::{Header, counter, lock::MAX_HELD, setting};
 
@@ -72,10 +70,15 @@ pub(crate) struct Task {
     pub(crate) fault_mode: u32,
     pub(crate) walks: [OpenWalk; 2],
     pub(crate) slots: [Slot; MAX_HELD],
+    /// Scratch for the stack's words; a CPU's own would be overwritten when the program is preempted.
+    pub(crate) window: [u64; WINDOW],
 }
 
+/// Words of stack that a fingerprint can cover.
+pub(crate) const WINDOW: usize = 256;
+
 #[map]
-static TASKS: HashMap<u64, Task> = HashMap::with_max_entries(32768, 0);
+static TASKS: HashMap<u64, Task> = HashMap::with_max_entries(16384, 0);
 
 /// An all-zero task: too large for the BPF stack, so new entries are copied from here.
 #[map]
@@ -87,10 +90,6 @@ static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(counter::LEN a
 /// Records for userspace.
 #[map]
 pub(crate) static RECORDS: RingBuf = RingBuf::with_byte_size(8 << 20, 0);
-
-/// Stacks of lock acquisitions, by id.
-#[map]
-static STACKS: StackTrace = StackTrace::with_max_entries(16384, 0);
 
 /// Adds one to a counter.
 #[inline(always)]
@@ -144,20 +143,6 @@ pub(crate) fn slot(task: &mut Task, index: u32) -> &mut Slot {
 #[inline(always)]
 pub(crate) fn holds(task: &Task) -> bool {
     task.depth != 0 || task.overflow != 0
-}
-
-/// Stores the current kernel stack and returns its id, or a negative errno.
-#[inline(always)]
-pub(crate) fn stack_id(ctx: &impl EbpfContext) -> i32 {
-    if setting(setting::LOCK_STACKS) == 0 {
-        return -1;
-    }
-    // SAFETY: the context is the one the program was called with, the map a stack map.
-    let id = unsafe { bpf_get_stackid(ctx.as_ptr(), (&raw const STACKS).cast_mut().cast(), 0) } as i32;
-    if id < 0 {
-        count(counter::STACK_UNREADABLE);
-    }
-    id
 }
 
 /// Nanoseconds of `CLOCK_MONOTONIC`.

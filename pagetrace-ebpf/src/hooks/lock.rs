@@ -15,7 +15,8 @@ use pagetrace_ebpf::wire::{
 use super::violation;
 use crate::{
     kernel::{current_mm, describe_mm, predates_tracing, setting},
-    state::{RECORDS, Slot, Task, count, fill_header, flag, holds, now, slot, stack_id, task, task_or_new},
+    state::{RECORDS, Slot, Task, count, fill_header, flag, holds, now, slot, task, task_or_new},
+    stacks::stack_id,
     target,
 };
 
@@ -185,6 +186,12 @@ const NOT_HELD: u32 = MAX_HELD as u32;
 #[inline(always)]
 fn innermost(task: &mut Task, mm: u64) -> u32 {
     let depth = task.depth;
+    if depth == 0 {
+        return NOT_HELD;
+    }
+    if slot(task, depth - 1).mm == mm {
+        return depth - 1;
+    }
     let mut found = NOT_HELD;
     for index in 0..MAX_HELD as u32 {
         if index >= depth {
@@ -201,6 +208,10 @@ fn innermost(task: &mut Task, mm: u64) -> u32 {
 #[inline(always)]
 pub(crate) fn remove(task: &mut Task, index: u32) {
     let depth = task.depth;
+    if index + 1 == depth {
+        task.depth = index;
+        return;
+    }
     for next in 1..MAX_HELD as u32 {
         if next > index && next < depth {
             let moved = *slot(task, next);
@@ -212,7 +223,7 @@ pub(crate) fn remove(task: &mut Task, index: u32) {
 
 #[inline(always)]
 fn push(ctx: &impl EbpfContext, task: &mut Task, mm: u64, flags: u32) {
-    let index = if task.depth == 0 { NOT_HELD } else { innermost(task, mm) };
+    let index = innermost(task, mm);
     if index != NOT_HELD {
         let old = slot(task, index);
         if old.flags & held::WRITE != 0 && flags & held::READ != 0 && flags & held::TENTATIVE == 0 {
@@ -232,7 +243,7 @@ fn push(ctx: &impl EbpfContext, task: &mut Task, mm: u64, flags: u32) {
         count(counter::HELD_OVERFLOW);
         return;
     }
-    let stack = stack_id(ctx);
+    let stack = stack_id(ctx, task, flags);
     *slot(task, depth) = Slot { mm, since: now(), flags, stack };
     task.depth = depth + 1;
 }
@@ -247,6 +258,7 @@ fn end_wait(ctx: &impl EbpfContext, task: &mut Task, mm: u64, flags: u32, acquir
     if task.wait_mm != mm || duration < setting(setting::MIN_LOCK_NS) || !(target::acts() || target::owns(mm)) {
         return;
     }
+    let stack = stack_id(ctx, task, flags);
     let Some(mut entry) = RECORDS.reserve::<Wait>(0) else { return count(counter::RING_FULL) };
     // SAFETY: every field is written below before the record is submitted.
     let record = unsafe { &mut *entry.as_mut_ptr() };
@@ -255,7 +267,7 @@ fn end_wait(ctx: &impl EbpfContext, task: &mut Task, mm: u64, flags: u32, acquir
     record.duration = duration;
     record.flags = flags;
     record.acquired = acquired;
-    record.stack_id = stack_id(ctx);
+    record.stack_id = stack;
     record.pad = 0;
     entry.submit(0);
 }

@@ -29,7 +29,7 @@ pub struct Sizes {
 
 impl Default for Sizes {
     fn default() -> Self {
-        Self { ring_bytes: 8 << 20, tasks: 32768 }
+        Self { ring_bytes: 8 << 20, tasks: 16384 }
     }
 }
 
