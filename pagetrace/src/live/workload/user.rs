@@ -94,7 +94,7 @@ impl RunAs {
         if as_root || !rustix::process::geteuid().is_root() {
             return Ok(Self::Caller);
         }
-        match Sudo::parse(|name| std::env::var_os(name))? {
+        match Sudo::parse(std::env::var_os)? {
             None => Ok(Self::Caller),
             Some(Sudo { uid, gid }) => {
                 let (name, home) = entry(uid)?;
