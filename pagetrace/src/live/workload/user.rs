@@ -1,5 +1,5 @@
 //! As which user the traced command runs: the one who called sudo, or pagetrace's own. Changes nothing in this process;
-//! [`Identity::assume`] is for a forked child only.
+//! `Identity::assume` is for a forked child only.
 
 use std::{
     ffi::{CStr, CString, OsStr, OsString},
