@@ -15,8 +15,8 @@ use pagetrace_ebpf::wire::{
 use super::violation;
 use crate::{
     kernel::{current_mm, describe_mm, predates_tracing, setting},
-    state::{RECORDS, Slot, Task, count, fill_header, flag, holds, now, slot, task, task_or_new},
     stacks::stack_id,
+    state::{RECORDS, Slot, Task, count, fill_header, flag, holds, now, slot, task, task_or_new},
     target,
 };
 

@@ -9,7 +9,7 @@ macro_rules! settings {
     ($($(#[$doc:meta])* $name:ident,)*) => {
         #[derive(Clone, Copy)]
         #[repr(usize)]
-        #[expect(non_camel_case_types, reason = "settings are spelled as constants")]
+        #[expect(non_camel_case_types, clippy::upper_case_acronyms, reason = "settings are spelled as constants")]
         enum Index { $($name,)* }
         $($(#[$doc])* pub const $name: usize = Index::$name as usize;)*
         /// Names, by slot.

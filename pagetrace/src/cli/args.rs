@@ -155,6 +155,7 @@ impl Target {
             },
             argv: self.argv.clone(),
             as_root: self.as_root,
+            stdout_is_ours: false,
             duration: self.duration,
             run,
             sizes: Sizes { ring_bytes: tuning.ring_bytes, tasks: tuning.max_tasks },

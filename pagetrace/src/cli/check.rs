@@ -110,7 +110,8 @@ fn command(argv: &[std::ffi::OsString], end: CommandEnd) -> Command {
 pub(super) fn run(args: &CheckArgs) -> Result<Exit> {
     let (mut out, style) = sink::open(args.output.as_deref())?;
     let facts = facts()?;
-    let spec = args.target.spec(&args.tuning, Run::default());
+    let mut spec = args.target.spec(&args.tuning, Run::default());
+    spec.stdout_is_ours = args.format == Format::Json && args.output.is_none();
     let outcomes = drive(&facts, spec, &mut Quiet)?;
     let code = outcomes.command.and_then(|end| end.ended).and_then(Ended::code);
     let report = report(&facts, &args.target.argv, outcomes);

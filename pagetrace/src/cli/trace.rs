@@ -86,7 +86,9 @@ pub(super) fn run(args: &TraceArgs) -> Result<Exit> {
         min_fault_ns: args.min_fault_us.saturating_mul(1000),
         ..Run::default()
     };
-    let outcomes = drive(&facts, args.target.spec(&args.tuning, run), &mut stream)?;
+    let mut spec = args.target.spec(&args.tuning, run);
+    spec.stdout_is_ours = args.format == Format::Json && args.output.is_none();
+    let outcomes = drive(&facts, spec, &mut stream)?;
     let code = outcomes.command.and_then(|end| end.ended).and_then(Ended::code);
     let report = report(&facts, &args.target.argv, outcomes);
     let lost: Vec<String> =

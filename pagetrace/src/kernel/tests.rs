@@ -15,7 +15,7 @@ struct Machine(tempfile::TempDir);
 impl Machine {
     fn new(caps: &str) -> Self {
         let machine = Self(tempfile::tempdir().unwrap());
-        machine.write("proc/self/status", &format!("Uid:\t0\t0\t0\t0\nCapEff:\t{caps}\n"));
+        machine.write("proc/self/status", format!("Uid:\t0\t0\t0\t0\nCapEff:\t{caps}\n"));
         machine.write("proc/self/uid_map", "0 0 4294967295\n");
         machine.write("proc/filesystems", "nodev\ttracefs\n");
         machine

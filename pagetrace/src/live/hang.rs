@@ -72,7 +72,15 @@ fn waits_for_lock(proc: &Path, suspect: Suspect) -> Option<bool> {
     }
     // Without the stack (not root, or no CONFIG_STACKTRACE) the state has to do.
     let Ok(stack) = fs::read_to_string(dir.join("stack")) else { return Some(true) };
-    Some(stack.is_empty() || stack.lines().any(|line| line.contains("rwsem_down") || line.contains(" down_read")))
+    Some(stack.is_empty() || shows_lock_wait(&stack))
+}
+
+/// Whether a kernel stack waits for a lock. A BPF trampoline on the lock function hides that function and what it
+/// calls, so a fault handler that has not come to handling the fault counts as well: until then it can only wait for
+/// the lock, and once there it may wait for a disk.
+fn shows_lock_wait(stack: &str) -> bool {
+    let shows = |name: &str| stack.contains(name);
+    shows("rwsem_down_") || shows(" down_read") || (shows("exc_page_fault") && !shows("handle_mm_fault"))
 }
 
 #[cfg(test)]
@@ -100,8 +108,16 @@ mod tests {
     }
 
     #[test]
+    fn a_trampoline_does_not_hide_a_hang() {
+        assert!(shows_lock_wait(
+            "[<0>] bpf_trampoline_1+0x1/0x2\n[<0>] lock_mm_and_find_vma+0x1/0x2\n[<0>] exc_page_fault+0x1/0x2\n"
+        ));
+    }
+
+    #[test]
     fn a_disk_wait_or_a_runner_is_no_hang() {
-        for (state, stack) in [('D', "[<0>] io_schedule+0x1/0x2\n"), ('R', "[<0>] down_read+0x1/0x2\n")] {
+        let major = "[<0>] io_schedule+0x1/0x2\n[<0>] handle_mm_fault+0x1/0x2\n[<0>] exc_page_fault+0x1/0x2\n";
+        for (state, stack) in [('D', "[<0>] io_schedule+0x1/0x2\n"), ('D', major), ('R', "[<0>] down_read+0x1/0x2\n")] {
             let (dir, suspect) = task(state, stack);
             let mut watch = HangWatch::new(dir.path().to_owned());
             watch.suspect(suspect);

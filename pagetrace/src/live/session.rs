@@ -4,7 +4,9 @@ use std::{
     collections::BTreeSet,
     ffi::OsString,
     io,
+    os::fd::AsFd as _,
     path::PathBuf,
+    process::Stdio,
     time::{Duration, Instant},
 };
 
@@ -45,6 +47,8 @@ pub struct Spec {
     pub selection: Selection,
     /// Command to run.
     pub argv: Vec<OsString>,
+    /// Our standard output carries data for a program: the command's own goes to standard error.
+    pub stdout_is_ours: bool,
     /// Run it as root although sudo was used.
     pub as_root: bool,
     /// Stop after this long.
@@ -272,7 +276,10 @@ pub async fn run(facts: &KernelFacts, mut spec: Spec, observer: &mut dyn Observe
     let offsets = offsets(facts)?;
     let mut workload = match spec.argv.is_empty() {
         true => None,
-        false => Some(Workload::spawn_stopped(&spec.argv, &RunAs::of_caller(spec.as_root)?)?),
+        false => {
+            let stdout = if spec.stdout_is_ours { command_stdout()? } else { Stdio::inherit() };
+            Some(Workload::spawn_stopped(&spec.argv, &RunAs::of_caller(spec.as_root)?, stdout)?)
+        }
     };
     let (keys, mut alive) = targets(&mut spec, workload.as_ref())?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot catch SIGINT")?;
@@ -390,6 +397,12 @@ pub async fn run(facts: &KernelFacts, mut spec: Spec, observer: &mut dyn Observe
         command,
         watched: Duration::from_nanos(monotonic_ns().saturating_sub(started)),
     })
+}
+
+/// Standard error, as a place for the command's standard output.
+fn command_stdout() -> Result<Stdio> {
+    let stderr = io::stderr().as_fd().try_clone_to_owned().context("cannot duplicate standard error")?;
+    Ok(Stdio::from(stderr))
 }
 
 async fn read(attached: &mut Attached) -> io::Result<Vec<Vec<u8>>> {

@@ -16,14 +16,13 @@ use std::{
     os::fd::{AsFd as _, OwnedFd},
     os::unix::process::ExitStatusExt as _,
     path::Path,
-    process::ExitStatus,
+    process::{ExitStatus, Stdio},
 };
 
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid};
 
 use self::gate::Gate;
 pub use self::user::RunAs;
-use super::readiness::readable;
 
 /// Why the command did not start.
 #[derive(Debug, thiserror::Error)]
@@ -119,13 +118,13 @@ pub struct Workload {
 
 impl Workload {
     /// Makes a process for `argv` that waits, as the user it shall run as, just before `execve`. Its id is known and
-    /// can be put in filters; its address space is still a copy of pagetrace's own.
+    /// can be put in filters; its address space is still a copy of pagetrace's own. Its standard output goes to `stdout`.
     ///
     /// # Errors
     /// If there is no command, or the process could not be made or could not become that user.
-    pub fn spawn_stopped(argv: &[OsString], run_as: &RunAs) -> Result<Self, StartError> {
+    pub fn spawn_stopped(argv: &[OsString], run_as: &RunAs, stdout: Stdio) -> Result<Self, StartError> {
         let (program, args) = argv.split_first().ok_or(StartError::Empty)?;
-        let (pid, gate) = Gate::spawn(program, args, run_as)?;
+        let (pid, gate) = Gate::spawn(program, args, run_as, stdout)?;
         // Until it is waited for, the id cannot be given to another process; the gate's thread only waits if exec fails.
         let pidfd = pidfd_open(pid, PidfdFlags::empty())
             .map_err(|errno| StartError::Setup { doing: "open a pidfd", source: errno.into() })?;
@@ -170,8 +169,7 @@ impl Workload {
             if let Some(ended) = self.try_wait()? {
                 return Ok(ended);
             }
-            let pidfd = readable(self.pidfd.as_fd())?;
-            let _ready = pidfd.readable().await?;
+            gate::readable(self.pidfd.as_fd()).await?;
         }
     }
 

@@ -153,7 +153,7 @@ fn write_finding(out: &mut String, number: usize, finding: &ReportedFinding, sty
             writeln!(out, "  vma      {}-{} {} {file}", vma.start, vma.end, vma.perms)?;
         }
         None => {
-            writeln!(out, "  vma      not known: it is looked up under the lock, and that was not had or not seen")?
+            writeln!(out, "  vma      not known: it is looked up under the lock, and that was not had or not seen")?;
         }
     }
     for lock in &finding.locks {

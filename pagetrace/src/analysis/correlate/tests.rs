@@ -1,3 +1,5 @@
+//! Tests of the correlation: each severity, each way to be wrong.
+
 use pagetrace_ebpf::wire::{Header, kind};
 
 use super::*;

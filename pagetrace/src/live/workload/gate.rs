@@ -7,20 +7,20 @@ use std::{
     ffi::{OsStr, OsString},
     io::{self, Read as _},
     os::{
-        fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd},
+        fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd},
         unix::process::CommandExt as _,
     },
-    process::{self, Command},
+    process::{self, Command, Stdio},
     sync::mpsc::{Receiver, sync_channel},
     thread,
 };
 
-use crate::live::readiness::readable;
 use rustix::{
     fs::{OFlags, fcntl_setfl},
     pipe::{PipeFlags, pipe_with},
     process::Pid,
 };
+use tokio::io::{Interest, unix::AsyncFd};
 
 use super::{RunAs, StartError, user::Identity};
 
@@ -35,7 +35,12 @@ pub(super) struct Gate {
 }
 
 impl Gate {
-    pub(super) fn spawn(program: &OsStr, args: &[OsString], run_as: &RunAs) -> Result<(Pid, Self), StartError> {
+    pub(super) fn spawn(
+        program: &OsStr,
+        args: &[OsString],
+        run_as: &RunAs,
+        stdout: Stdio,
+    ) -> Result<(Pid, Self), StartError> {
         let setup = |doing| move |source: io::Error| StartError::Setup { doing, source };
         let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from).map_err(setup("make a pipe"));
         let (ready, tell_ready) = pipe()?;
@@ -43,7 +48,7 @@ impl Gate {
         let (done, tell_done) = pipe()?;
 
         let mut command = Command::new(program);
-        command.args(args);
+        command.args(args).stdout(stdout);
         if let RunAs::User(user) = run_as {
             command.env("HOME", &user.home).env("USER", &user.name).env("LOGNAME", &user.name);
         }
@@ -79,11 +84,18 @@ impl Gate {
             let _ = rustix::io::write(&latch, &[1]);
         }
         fcntl_setfl(&self.done, OFlags::NONBLOCK)?;
-        let done = readable(self.done.as_fd())?;
-        let _ready = done.readable().await?;
-        drop(done);
+        readable(self.done.as_fd()).await?;
         self.outcome.recv().map_err(|_| io::Error::other("the thread that starts the command is gone"))?.map(drop)
     }
+}
+
+/// Returns when `fd`, a pidfd or the end of a pipe, can be read from.
+#[expect(unsafe_code, reason = "tokio has no safe way to wait for a descriptor it does not own")]
+pub(super) async fn readable(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: the borrow keeps the descriptor open, and the same, until this function's end, where `ready` is dropped.
+    let ready = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?;
+    let _guard = ready.readable().await?;
+    Ok(())
 }
 
 #[expect(unsafe_code, reason = "code between fork and exec can only be had through pre_exec")]

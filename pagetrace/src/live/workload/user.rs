@@ -1,5 +1,5 @@
 //! As which user the traced command runs: the one who called sudo, or pagetrace's own. Changes nothing in this process;
-//! [`Identity::assume`] is for a forked child only.
+//! `Identity::assume` is for a forked child only.
 
 use std::{
     ffi::{CStr, CString, OsStr, OsString},
@@ -94,7 +94,7 @@ impl RunAs {
         if as_root || !rustix::process::geteuid().is_root() {
             return Ok(Self::Caller);
         }
-        match Sudo::parse(|name| std::env::var_os(name))? {
+        match Sudo::parse(std::env::var_os)? {
             None => Ok(Self::Caller),
             Some(Sudo { uid, gid }) => {
                 let (name, home) = entry(uid)?;
