@@ -77,8 +77,8 @@ pub(super) fn host(binaries: &StaticBinaries) -> Suite {
         .args(["--kill-after=5", &HOST_LIMIT.as_secs().to_string()])
         .arg(&binaries.guest_suite)
         .arg("--host")
-        .env("PAGETRACE", &binaries.pagetrace)
-        .env("PAGETRACE_FIXTURE", &binaries.fixture);
+        .env("PAGETRACE_BIN", &binaries.pagetrace)
+        .env("PAGETRACE_FIXTURE_BIN", &binaries.fixture);
     let finished = match step::capture("host", &mut command) {
         Ok(finished) => finished,
         Err(err) => return Suite::broken("host", &format!("{err:#}")),
