@@ -43,10 +43,9 @@ pub struct VmResult {
 
 /// Runs a guest; each line of its console is handed to `on_line` as it comes.
 ///
-/// A kernel that dies before the guest's init runs is booted once more. Under QEMU's translator one
-/// processor may execute an instruction which another has just patched (a static key turned at boot):
-/// one boot in some dozens ends so, and it says nothing about the command, which has not begun. What
-/// the failed boot printed stays in `console-failed-boot.log`. From the init on nothing is repeated.
+/// A kernel that dies before the guest's init runs is booted once more: that says nothing about the
+/// command, which has not begun. What the failed boot printed stays in `console-failed-boot.log`.
+/// From the init on nothing is repeated.
 ///
 /// # Errors
 /// When the guest's files cannot be read, or the run's own files cannot be written. What goes wrong
