@@ -49,7 +49,10 @@ impl Machine<'_> {
         add(&["-no-reboot", "-serial", "stdio"]);
         match accel {
             Accel::Kvm => add(&["-accel", "kvm", "-cpu", "host"]),
-            Accel::Tcg => add(&["-accel", "tcg,thread=multi", "-cpu", "max"]),
+            // One thread for all processors: with a thread each (QEMU 7.2), one processor still ran
+            // the int3 that another had already patched away, and a kernel whose tracepoints were
+            // switched on and off died of `Oops: int3` in 4 of 15 runs. A tracer patches all the time.
+            Accel::Tcg => add(&["-accel", "tcg,thread=single", "-cpu", "max"]),
         }
         add(&["-smp", &cpus.to_string(), "-m", &mem_mib.to_string()]);
         // panic=-1 reboots at once, which -no-reboot turns into an exit.
@@ -191,7 +194,7 @@ mod tests {
         };
         let args: Vec<_> = machine.args().iter().map(|arg| arg.to_string_lossy().into_owned()).collect();
         let after = |name: &str| args[args.iter().position(|arg| arg == name).unwrap() + 1].as_str();
-        assert_eq!(after("-accel"), "tcg,thread=multi");
+        assert_eq!(after("-accel"), "tcg,thread=single");
         assert_eq!((after("-smp"), after("-m"), after("-initrd")), ("3", "512", "/i"));
         assert!(after("-append").ends_with("quiet nokaslr"));
         assert!(after("-drive").ends_with("file=/a,,b"));

@@ -43,10 +43,27 @@ pub struct VmResult {
 
 /// Runs a guest; each line of its console is handed to `on_line` as it comes.
 ///
+/// A kernel that dies before the guest's init runs is booted once more: that says nothing about the
+/// command, which has not begun. What the failed boot printed stays in `console-failed-boot.log`.
+/// From the init on nothing is repeated.
+///
 /// # Errors
 /// When the guest's files cannot be read, or the run's own files cannot be written. What goes wrong
 /// from QEMU's start on is an [`Outcome`].
 pub fn run(spec: &VmSpec, on_line: &mut dyn FnMut(&str)) -> Result<VmResult> {
+    let result = attempt(spec, on_line)?;
+    let Outcome::NoBoot { reason } = &result.outcome else { return Ok(result) };
+    // Where QEMU itself refuses, a second time is no different.
+    if !reason.starts_with("QEMU") {
+        on_line(&format!("the kernel did not boot ({reason}); trying once more"));
+        let kept = spec.work_dir.join("console-failed-boot.log");
+        fs::rename(&result.console_log, &kept).with_context(|| format!("cannot create {}", kept.display()))?;
+        return attempt(spec, on_line);
+    }
+    Ok(result)
+}
+
+fn attempt(spec: &VmSpec, on_line: &mut dyn FnMut(&str)) -> Result<VmResult> {
     let work = &spec.work_dir;
     fs::create_dir_all(work).with_context(|| format!("cannot create {}", work.display()))?;
     let console_log = work.join("console.log");
