@@ -39,6 +39,39 @@ pub(crate) fn build_static() -> Result<StaticBinaries> {
     })
 }
 
+/// What the bench within a test machine needs.
+#[derive(Debug, Clone)]
+pub(crate) struct BenchBinaries {
+    /// The tracer.
+    pub(crate) pagetrace: PathBuf,
+    /// The storms.
+    pub(crate) fixture: PathBuf,
+    /// This program.
+    pub(crate) xtask: PathBuf,
+}
+
+/// The tracer, the fixture and xtask itself.
+pub(crate) fn build_bench() -> Result<BenchBinaries> {
+    let pagetrace = build_pagetrace()?;
+    cargo("building the storms (static)", &["--package", "pagetrace-tests", "--bin", "pagetrace-fixture"])?;
+    cargo("building xtask (static)", &["--package", "xtask"])?;
+    Ok(BenchBinaries { pagetrace, fixture: binary("pagetrace-fixture")?, xtask: binary("xtask")? })
+}
+
+/// The tracer and the fixture as they run on this machine.
+pub(crate) fn build_release() -> Result<(PathBuf, PathBuf)> {
+    let mut command = Command::new(workspace::cargo());
+    command.args(["build", "--release", "--package", "pagetrace", "--package", "pagetrace-tests"]);
+    command.args(["--bin", "pagetrace", "--bin", "pagetrace-fixture"]).current_dir(workspace::root());
+    step::run("building pagetrace and the storms", &mut command)?;
+    let dir = workspace::target().join("release");
+    let paths = (dir.join("pagetrace"), dir.join("pagetrace-fixture"));
+    for path in [&paths.0, &paths.1] {
+        ensure!(path.is_file(), "the build left no {}", path.display());
+    }
+    Ok(paths)
+}
+
 fn cargo(title: &str, args: &[&str]) -> Result<()> {
     let mut command = Command::new(workspace::cargo());
     command

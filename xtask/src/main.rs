@@ -1,5 +1,6 @@
 //! Tasks of the workspace: `cargo xtask --help`.
 
+mod bench;
 #[path = "../../pagetrace/build/bpf.rs"]
 #[expect(dead_code, unreachable_pub, reason = "the module is the build script's; here it only finds toolchains")]
 mod bpf;
@@ -29,6 +30,8 @@ enum Task {
     Demo(demo::Options),
     /// Runs all suites: format, lints, unit tests, this host, test kernels.
     Test(test::Options),
+    /// Measures what watching costs: storms plain and watched, and the time until all is attached.
+    Bench(bench::Options),
     /// Boots a test kernel and runs a command on it.
     Vm(guest::Options),
 }
@@ -38,6 +41,7 @@ fn main() -> ExitCode {
         Task::Setup(options) => setup::run(&options),
         Task::Demo(options) => demo::run(&options),
         Task::Test(options) => test::run(&options),
+        Task::Bench(options) => bench::run(&options),
         Task::Vm(options) => guest::run(&options),
     };
     done.unwrap_or_else(|err| {

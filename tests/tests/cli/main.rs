@@ -1,0 +1,8 @@
+//! The command line as a user meets it: codes, streams, messages, signals. Traces nothing but what a test has started.
+
+mod arguments;
+mod commands;
+mod ends;
+mod run;
+mod selection;
+mod unprivileged;

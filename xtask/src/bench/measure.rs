@@ -1,0 +1,250 @@
+//! The measurement: starts the storms, plain and watched, in turns.
+
+use std::{
+    io::{BufRead as _, BufReader, Read as _},
+    path::PathBuf,
+    process::{Command, Stdio},
+    thread,
+    time::Instant,
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::{parse, stats::Sample};
+use crate::step::note;
+
+/// A storm of the fixture.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Storm {
+    /// The fixture's subcommand.
+    pub(super) name: &'static str,
+    /// What an operation is.
+    pub(super) operation: &'static str,
+    /// Operations in an iteration.
+    pub(super) operations: f64,
+}
+
+/// The storms.
+pub(super) const STORMS: [Storm; 2] = [
+    Storm { name: "mmap-storm", operation: "mmap, madvise, one page fault, munmap", operations: 1.0 },
+    Storm {
+        name: "fault-storm",
+        operation: "a page fault (and a 64th of the madvise that gives pages back)",
+        operations: 64.0,
+    },
+];
+
+/// The attach type that pagetrace chooses by itself.
+pub(super) const DEFAULT: &str = "default";
+
+/// The programs.
+#[derive(Debug, Clone)]
+pub(super) struct Tools {
+    /// The tracer.
+    pub(super) pagetrace: PathBuf,
+    /// The storms.
+    pub(super) fixture: PathBuf,
+}
+
+/// What to measure.
+#[derive(Debug, Clone)]
+pub(super) struct Plan {
+    /// Attach types; none for the tracer's own choice.
+    pub(super) attach: Vec<String>,
+    /// Rounds.
+    pub(super) rounds: u32,
+    /// Seconds a storm.
+    pub(super) seconds: u32,
+}
+
+impl Plan {
+    /// The arguments that ask for this plan.
+    pub(super) fn arguments(&self) -> Vec<String> {
+        let Self { attach, rounds, seconds } = self;
+        let attach = attach.iter().flat_map(|attach| ["--attach".to_owned(), attach.clone()]);
+        let rest = ["--rounds".to_owned(), rounds.to_string(), "--seconds".to_owned(), seconds.to_string()];
+        attach.chain(rest).collect()
+    }
+
+    /// The command that measures the same again.
+    pub(super) fn command(&self, kernel: Option<&str>) -> String {
+        let kernel = kernel.map_or_else(String::new, |kernel| format!(" --kernel {kernel}"));
+        format!("cargo xtask bench{kernel} {}", self.arguments().join(" "))
+    }
+
+    /// The attach types as the table names them.
+    fn ways(&self) -> Vec<&str> {
+        if self.attach.is_empty() { vec![DEFAULT] } else { self.attach.iter().map(String::as_str).collect() }
+    }
+
+    /// Runs of a storm, plain or watched.
+    pub(super) fn runs(&self) -> u32 {
+        let ways = u32::try_from(self.ways().len()).unwrap_or(u32::MAX);
+        self.rounds.saturating_mul(ways.saturating_add(1)).saturating_mul(2)
+    }
+}
+
+/// A storm under an attach type.
+#[derive(Debug)]
+pub(super) struct Row {
+    /// The storm.
+    pub(super) storm: &'static str,
+    /// The attach type.
+    pub(super) attach: String,
+    /// Nanoseconds an operation, unwatched.
+    pub(super) plain: Sample,
+    /// Nanoseconds an operation, watched.
+    pub(super) checked: Sample,
+}
+
+/// How soon an attach type is ready.
+#[derive(Debug)]
+pub(super) struct Start {
+    /// The attach type.
+    pub(super) attach: String,
+    /// Programs attached.
+    pub(super) programs: u32,
+    /// Milliseconds from the tracer's start as a process.
+    pub(super) whole: Sample,
+    /// Of these, what the tracer says planning, loading and attaching took.
+    pub(super) attaching: Sample,
+}
+
+/// All of it.
+#[derive(Debug)]
+pub(super) struct Measured {
+    /// The storms.
+    pub(super) rows: Vec<Row>,
+    /// The starts.
+    pub(super) starts: Vec<Start>,
+    /// Watched runs whose verdict was not `clean`: the figures stand, but were had at a loss.
+    pub(super) not_clean: Vec<String>,
+}
+
+/// One watched run.
+struct Checked {
+    ns: f64,
+    programs: u32,
+    whole_ms: f64,
+    attaching_ms: f64,
+    exit: i32,
+}
+
+/// What has been gathered for an attach type.
+#[derive(Default)]
+struct Way {
+    ns: Vec<f64>,
+    whole_ms: Vec<f64>,
+    attaching_ms: Vec<f64>,
+    programs: u32,
+}
+
+/// Measures.
+pub(super) fn all(tools: &Tools, plan: &Plan) -> Result<Measured> {
+    let names = plan.ways();
+    let mut measured = Measured { rows: Vec::new(), starts: Vec::new(), not_clean: Vec::new() };
+    let mut starts: Vec<Way> = names.iter().map(|_| Way::default()).collect();
+    for storm in STORMS {
+        let mut plain = Vec::new();
+        let mut ways: Vec<Way> = names.iter().map(|_| Way::default()).collect();
+        for round in 1..=plan.rounds {
+            note(&format!("{}: round {round} of {}", storm.name, plan.rounds));
+            plain.push(unwatched(tools, storm, plan.seconds)?);
+            for ((name, way), start) in names.iter().zip(&mut ways).zip(&mut starts) {
+                let run = watched(tools, storm, plan.seconds, name).with_context(|| format!("attach type {name}"))?;
+                way.ns.push(run.ns);
+                start.whole_ms.push(run.whole_ms);
+                start.attaching_ms.push(run.attaching_ms);
+                start.programs = run.programs;
+                if run.exit != 0 {
+                    measured.not_clean.push(format!("{}, {name}, round {round}: exit code {}", storm.name, run.exit));
+                }
+            }
+        }
+        for (name, way) in names.iter().zip(&ways) {
+            measured.rows.push(Row {
+                storm: storm.name,
+                attach: (*name).to_owned(),
+                plain: Sample::of(&plain).context("no rounds")?,
+                checked: Sample::of(&way.ns).context("no rounds")?,
+            });
+        }
+    }
+    for (name, way) in names.iter().zip(&starts) {
+        measured.starts.push(Start {
+            attach: (*name).to_owned(),
+            programs: way.programs,
+            whole: Sample::of(&way.whole_ms).context("no rounds")?,
+            attaching: Sample::of(&way.attaching_ms).context("no rounds")?,
+        });
+    }
+    Ok(measured)
+}
+
+fn ns_an_operation(output: &str, storm: Storm) -> Result<f64> {
+    Ok(1e9 / (parse::rate(output, storm.name)? * storm.operations))
+}
+
+fn unwatched(tools: &Tools, storm: Storm, seconds: u32) -> Result<f64> {
+    let mut command = Command::new(&tools.fixture);
+    command.args([storm.name, &format!("{seconds}s")]).stdin(Stdio::null());
+    let done = command.output().with_context(|| format!("cannot start {command:?}"))?;
+    let output = String::from_utf8_lossy(&done.stdout);
+    if !done.status.success() {
+        bail!("{command:?} failed ({}): {output}{}", done.status, String::from_utf8_lossy(&done.stderr));
+    }
+    ns_an_operation(&output, storm)
+}
+
+fn watched(tools: &Tools, storm: Storm, seconds: u32, attach: &str) -> Result<Checked> {
+    let mut command = Command::new(&tools.pagetrace);
+    // As root like the plain storm, whoever called sudo.
+    command.args(["check", "--as-root"]).env("RUST_LOG", "info");
+    if attach != DEFAULT {
+        command.args(["--attach", attach]);
+    }
+    command.arg("--").arg(&tools.fixture).args([storm.name, &format!("{seconds}s")]);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let begun = Instant::now();
+    let mut child = command.spawn().with_context(|| format!("cannot start {command:?}"))?;
+    let stdout = child.stdout.take().context("stdout is a pipe")?;
+    let reader = thread::spawn(move || {
+        let mut text = Vec::new();
+        BufReader::new(stdout).read_to_end(&mut text).map(|_| String::from_utf8_lossy(&text).into_owned())
+    });
+    let mut said = String::new();
+    let mut ready = None;
+    for line in BufReader::new(child.stderr.take().context("stderr is a pipe")?).lines() {
+        let line = line.context("cannot read the tracer's stderr")?;
+        if ready.is_none() {
+            ready = parse::attached(&line).map(|attached| (attached, begun.elapsed()));
+        }
+        said.push_str(&line);
+        said.push('\n');
+    }
+    let status = child.wait().with_context(|| format!("cannot wait for {command:?}"))?;
+    let output = reader.join().ok().context("the thread that reads stdout is gone")??;
+    // 1 and 4 are verdicts on a run that took place.
+    let Some(exit @ (0 | 1 | 4)) = status.code() else { bail!("{command:?} failed ({status}): {output}{said}") };
+    let (attached, after) = ready.with_context(|| format!("{command:?} never said that it had attached: {said}"))?;
+    Ok(Checked {
+        ns: ns_an_operation(&output, storm).with_context(|| format!("{command:?} said: {said}"))?,
+        programs: attached.programs,
+        whole_ms: after.as_secs_f64() * 1e3,
+        attaching_ms: f64::from(attached.ms),
+        exit,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plan_tells_how_to_repeat_it() {
+        let plan = Plan { attach: vec!["kprobe".into(), "fentry".into()], rounds: 3, seconds: 1 };
+        let command = "cargo xtask bench --kernel 6.12 --attach kprobe --attach fentry --rounds 3 --seconds 1";
+        assert_eq!(plan.command(Some("6.12")), command);
+        assert_eq!(plan.runs(), 18);
+    }
+}

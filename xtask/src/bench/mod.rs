@@ -1,0 +1,59 @@
+//! `cargo xtask bench`: what watching costs. Two storms that do nothing but what pagetrace watches, each plain and
+//! under `pagetrace check`, in turns, so that what else the machine does falls on both alike.
+
+mod guest;
+mod measure;
+mod parse;
+mod stats;
+mod table;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::{Result, ensure};
+
+use self::measure::{Plan, Tools};
+use crate::build;
+
+/// What `cargo xtask bench` takes.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// A series such as 6.12, or the path of a kernel image, for a test machine; this machine's own kernel by default.
+    #[arg(long)]
+    kernel: Option<String>,
+    /// An attach type; may be repeated. Pagetrace's own choice by default.
+    #[arg(long, value_name = "TYPE", value_parser = ["kprobe", "fentry", "tracepoint", "raw-tracepoint"])]
+    attach: Vec<String>,
+    /// How often each storm runs each way.
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: u32,
+    /// Seconds a storm lasts.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=60))]
+    seconds: u32,
+    /// The directory with ready binaries; how the bench is called within a test machine.
+    #[arg(long, hide = true, conflicts_with = "kernel")]
+    tools: Option<PathBuf>,
+}
+
+/// Runs the subcommand.
+pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    let Options { kernel, attach, rounds, seconds, tools } = options;
+    let plan = Plan { attach: attach.clone(), rounds: *rounds, seconds: *seconds };
+    if let Some(kernel) = kernel {
+        return guest::run(kernel, &plan);
+    }
+    ensure!(rustix::process::geteuid().is_root(), "measuring what tracing costs needs root: run this command as root");
+    let tools = match tools {
+        Some(dir) => Tools { pagetrace: dir.join("pagetrace"), fixture: dir.join("pagetrace-fixture") },
+        None => {
+            let (pagetrace, fixture) = build::build_release()?;
+            Tools { pagetrace, fixture }
+        }
+    };
+    let measured = measure::all(&tools, &plan)?;
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    print!("{}", table::render(&release, &measured));
+    if options.tools.is_none() {
+        println!("\nreproduce: {}", plan.command(None));
+    }
+    Ok(ExitCode::SUCCESS)
+}
