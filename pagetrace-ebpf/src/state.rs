@@ -68,12 +68,7 @@ pub(crate) struct Task {
     pub(crate) fault_mode: u32,
     pub(crate) walks: [OpenWalk; 2],
     pub(crate) slots: [Slot; MAX_HELD],
-    /// Scratch for the stack's words; a CPU's own would be overwritten when the program is preempted.
-    pub(crate) window: [u64; WINDOW],
 }
-
-/// Words of stack that a fingerprint can cover.
-pub(crate) const WINDOW: usize = 256;
 
 #[map]
 static TASKS: HashMap<u64, Task> = HashMap::with_max_entries(16384, 0);

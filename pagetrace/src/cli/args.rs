@@ -73,6 +73,9 @@ pub struct Tuning {
     /// Tasks that can be tracked at once
     #[arg(long, value_name = "N", default_value_t = Sizes::default().tasks, value_parser = clap::value_parser!(u32).range(16..=4_194_304))]
     pub max_tasks: u32,
+    /// Do not keep the stack of each lock acquisition: a good part of the cost, but findings do not say where the lock was taken
+    #[arg(long)]
+    pub no_lock_stacks: bool,
 }
 
 /// `check`.
@@ -144,7 +147,8 @@ fn ring_bytes(text: &str) -> Result<u32, String> {
 
 impl Target {
     /// The run these arguments ask for.
-    pub(super) fn spec(&self, tuning: &Tuning, run: Run) -> Spec {
+    pub(super) fn spec(&self, tuning: &Tuning, mut run: Run) -> Spec {
+        run.no_lock_stacks = tuning.no_lock_stacks;
         Spec {
             attach: tuning.attach,
             selection: Selection {

@@ -54,6 +54,8 @@ impl KernelView for View<'_> {
 pub struct Run {
     /// Emit faults, walks, waits and holds.
     pub trace: bool,
+    /// Do not keep the stack of each acquisition.
+    pub no_lock_stacks: bool,
     /// Shortest wait or hold emitted, nanoseconds.
     pub min_lock_ns: u64,
     /// Shortest fault emitted, nanoseconds.
@@ -101,7 +103,7 @@ pub fn settings(btf: &Btf, kallsyms: Option<&Kallsyms>, offsets: &Offsets, plan:
         .set_if(setting::FILE_PRIVATE, btf.member_offset("file", "private_data").map(u64::from))
         .set(setting::CONFIRM_BY_LOCK, u64::from(plan.confirms_by_lock()))
         .set(setting::VMA_BY_RETURN, u64::from(plan.vma_by_return()))
-        .set(setting::LOCK_STACKS, 1)
+        .set(setting::LOCK_STACKS, u64::from(!run.no_lock_stacks))
         .set(setting::TRACE, u64::from(run.trace))
         .set(setting::MIN_LOCK_NS, run.min_lock_ns)
         .set(setting::MIN_FAULT_NS, run.min_fault_ns)

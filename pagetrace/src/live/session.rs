@@ -376,6 +376,10 @@ pub async fn run(facts: &KernelFacts, mut spec: Spec, observer: &mut dyn Observe
             }
         }
         if session.reader_gone {
+            // Nobody reads on: what was started for the reader ends with it, and that is no error.
+            if let Some(workload) = &mut workload {
+                end_command(workload, None).await?;
+            }
             break;
         }
     }

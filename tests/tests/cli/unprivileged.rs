@@ -10,7 +10,7 @@ const NOBODY: u32 = 65534;
 
 /// A copy of the program where every user can reach it.
 fn public(scratch: &Scratch) -> Result<PathBuf> {
-    use std::os::unix::fs::PermissionsExt as _;
+    use std::os::unix::fs::PermissionsExt;
     let path = scratch.0.join("pagetrace");
     std::fs::copy(binary()?, &path).context("cannot copy the program")?;
     for path in [&scratch.0, &path] {
