@@ -77,6 +77,12 @@ pub(crate) fn owns(mm: u64) -> bool {
     listed(target_key::PROCESS | u64::from(tgid), leader) || listed(target_key::MM_ONLY | u64::from(tgid), leader)
 }
 
+/// Whether `trace` shows an event of the current task in this address space. Its own events would feed on themselves.
+#[inline(always)]
+pub(crate) fn traced(mm: u64) -> bool {
+    bpf_get_current_pid_tgid() >> 32 != setting(setting::SELF_TGID) && (acts() || owns(mm))
+}
+
 /// A child of the target belongs to it as well.
 #[inline(always)]
 pub(crate) fn on_fork(child: u64) {

@@ -104,7 +104,7 @@ pub(crate) fn on_fault(vma: u64, address: u64, flags: u32, regs: u64) {
         return;
     }
     let mm: u64 = member(vma, setting::VMA_MM).unwrap_or(0);
-    if !(target::acts() || target::owns(mm)) {
+    if !target::traced(mm) {
         return;
     }
     let Some(task) = task_or_new() else { return };
@@ -158,7 +158,7 @@ fn emit_fault(task: &mut Task, duration: u64, result: u32) {
 #[inline(always)]
 pub(crate) fn on_exception_only(address: u64, regs: u64, error: u64, mode: u32) {
     let mm = crate::kernel::current_mm();
-    if address >> 63 != 0 || mm == 0 || nofault() || !(target::acts() || target::owns(mm)) {
+    if address >> 63 != 0 || mm == 0 || nofault() || !target::traced(mm) {
         return;
     }
     let Some(task) = task_or_new() else { return };

@@ -255,7 +255,7 @@ fn end_wait(ctx: &impl EbpfContext, task: &mut Task, mm: u64, flags: u32, acquir
     }
     task.flags &= !flag::WAITING;
     let duration = now().wrapping_sub(task.wait_since);
-    if task.wait_mm != mm || duration < setting(setting::MIN_LOCK_NS) || !(target::acts() || target::owns(mm)) {
+    if task.wait_mm != mm || duration < setting(setting::MIN_LOCK_NS) || !target::traced(mm) {
         return;
     }
     let stack = stack_id(ctx);
@@ -278,7 +278,7 @@ fn emit_hold(ended: &Slot) {
         return;
     }
     let duration = now().wrapping_sub(ended.since);
-    if duration < setting(setting::MIN_LOCK_NS) || !(target::acts() || target::owns(ended.mm)) {
+    if duration < setting(setting::MIN_LOCK_NS) || !target::traced(ended.mm) {
         return;
     }
     let Some(mut entry) = RECORDS.reserve::<Hold>(0) else { return count(counter::RING_FULL) };

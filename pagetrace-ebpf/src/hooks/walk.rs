@@ -29,7 +29,7 @@ fn open(task: &mut Task, walker: u32) -> &mut OpenWalk {
 /// A walk begins.
 #[inline(always)]
 pub(crate) fn on_walk(walker: u32, mm: u64, start: u64, end: u64, ops: u64) {
-    if setting(setting::TRACE) == 0 || !(target::acts() || target::owns(mm)) {
+    if setting(setting::TRACE) == 0 || !target::traced(mm) {
         return;
     }
     let Some(task) = task_or_new() else { return };

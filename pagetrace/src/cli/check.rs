@@ -11,7 +11,12 @@ use super::{
 };
 use crate::{
     analysis::{Inputs, judge},
-    kernel::{KernelFacts, Roots, memlock, preflight},
+    kernel::{
+        KernelFacts, Roots,
+        features::charges_memlock,
+        memlock::{self, Memlock},
+        preflight,
+    },
     live::{
         prepare::Run,
         session::{self, CommandEnd, Observer, Outcomes, Spec},
@@ -32,6 +37,9 @@ pub(super) fn facts() -> Result<KernelFacts> {
     let limit = memlock::lift();
     log::debug!("RLIMIT_MEMLOCK: {limit:?}");
     let facts = KernelFacts::gather(&Roots::default()).context("cannot look at this kernel")?;
+    if facts.features.machine != "x86_64" {
+        return Err(Unmet(format!("pagetrace reads x86-64 kernels, and this one is {}", facts.features.machine)).into());
+    }
     let problems = preflight(&facts);
     for problem in problems.iter().filter(|problem| !problem.fatal) {
         log::info!("{}: {}: {}", problem.what, problem.why, problem.remedy);
@@ -43,6 +51,15 @@ pub(super) fn facts() -> Result<KernelFacts> {
         .collect();
     if !fatal.is_empty() {
         return Err(Unmet(fatal.join("\n  ")).into());
+    }
+    if let (Memlock::Limited(bytes, errno), Ok(btf)) = (limit, &facts.btf)
+        && charges_memlock(btf)
+    {
+        return Err(Unmet(format!(
+            "this kernel charges BPF maps to RLIMIT_MEMLOCK, which is {bytes} bytes and cannot be lifted ({errno}): \
+             give CAP_SYS_RESOURCE, or raise the limit with `ulimit -l unlimited` before"
+        ))
+        .into());
     }
     Ok(facts)
 }

@@ -385,7 +385,8 @@ pub async fn run(facts: &KernelFacts, mut spec: Spec, observer: &mut dyn Observe
     }
     session.drain(observer);
     log::debug!("disproved by their stack: {}", session.correlator.disproved);
-    let loss = session.attached.counters()?;
+    let mut loss = session.attached.counters()?;
+    loss.push(("uncertain_violation", session.correlator.uncertain));
     session.attached.detach();
     session.drain(observer);
     for (named, finding) in session.findings.iter_mut().zip(session.correlator.findings()) {

@@ -68,6 +68,13 @@ impl Tool {
         command
     }
 
+    /// Whether the kernel lets locks be had by this attach type; exit code 3 says that it does not.
+    #[must_use]
+    pub fn may_attach(&self, attach: &str) -> bool {
+        let tried = self.command(&["probes", "--attach", attach]).output();
+        tried.map_or(true, |output| output.status.code() != Some(3))
+    }
+
     /// `pagetrace check OPTIONS -- pagetrace-fixture WORDS`.
     #[must_use]
     pub fn check(&self, options: &[&str], words: &[&str]) -> Command {

@@ -28,11 +28,11 @@ fn wrong_arguments_are_usage_errors_on_stderr() -> Result<()> {
         (&["check", "--ring-bytes", "x"], "not a number of bytes"),
         (&["check", "--attach", "uprobe"], "kprobe"),
         (&["check", "--format", "xml"], "json"),
-        (&["check", "--duration", "-1"], "duration"),
+        (&["check", "--duration=-1"], "duration"),
         (&["check", "--duration", "nan"], "duration"),
         (&["check", "--max-tasks", "1"], "16"),
         (&["check", "-p", "x"], "invalid"),
-        (&["trace", "--min-us", "-5"], "min-us"),
+        (&["trace", "--min-us=-5"], "min-us"),
     ];
     for (args, word) in cases {
         let ran = run(args)?.exits(2)?.silent()?;

@@ -198,3 +198,15 @@ fn names_with_parentheses_do_not_confuse() {
     assert_eq!(Stat::parse(b""), None);
     assert_eq!(Stat::parse(b"7 )x( R 3"), None);
 }
+
+#[test]
+fn users_and_groups_are_read_from_their_tables() {
+    use super::user::{group_memberships, passwd_entry};
+    let passwd =
+        b"root:x:0:0:root:/root:/bin/sh\nbroken line\n:x:7:7::/:\nann:x:1000:1000:Ann,,,:/home/ann:/bin/bash\n";
+    assert_eq!(passwd_entry(passwd, 1000), Some(("ann".into(), "/home/ann".into())));
+    assert_eq!(passwd_entry(passwd, 7), None, "no name");
+    assert_eq!(passwd_entry(passwd, 12), None);
+    let group = b"adm:x:4:syslog,ann\nannex:x:5:anna\nempty:x:6:\nbad\nkvm:x:104:ann\n";
+    assert_eq!(group_memberships(group, "ann".as_ref()), [4, 104]);
+}

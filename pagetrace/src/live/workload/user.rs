@@ -2,9 +2,9 @@
 //! `Identity::assume` is for a forked child only.
 
 use std::{
-    ffi::{CStr, CString, OsStr, OsString},
+    ffi::{OsStr, OsString},
     io,
-    os::unix::ffi::{OsStrExt as _, OsStringExt as _},
+    os::unix::ffi::OsStrExt as _,
 };
 
 /// A user to become.
@@ -86,7 +86,7 @@ impl Sudo {
 
 impl RunAs {
     /// The user who called sudo, if pagetrace runs as root through sudo and `as_root` is not asked for. Looks the
-    /// user up in the user database (nsswitch).
+    /// user up in /etc/passwd, or by `getent` where that does not know them.
     ///
     /// # Errors
     /// [`UserError`], rather than running a user's command as root by mistake.
@@ -99,7 +99,6 @@ impl RunAs {
             Some(Sudo { uid, gid }) => {
                 let (name, home) = entry(uid)?;
                 let groups = groups(&name, gid).ok_or(UserError::Groups { uid })?;
-                let name = OsString::from_vec(name.into_bytes());
                 Ok(Self::User(User { name, uid, gid, groups, home }))
             }
         }
@@ -141,37 +140,53 @@ impl Identity {
     }
 }
 
-/// Name and home directory of a user.
-#[expect(unsafe_code, reason = "the user database is only reachable through libc")]
-fn entry(uid: u32) -> Result<(CString, OsString), UserError> {
-    let no_entry = |why: String| UserError::NoEntry { uid, why };
-    let mut buffer = vec![0; 1 << 16];
-    // SAFETY: all-zero is a valid passwd: null pointers and zero ids.
-    let mut found: libc::passwd = unsafe { std::mem::zeroed() };
-    let mut result = std::ptr::null_mut();
-    // SAFETY: all pointers are to live objects, and the length is the buffer's.
-    let error = unsafe { libc::getpwuid_r(uid, &raw mut found, buffer.as_mut_ptr(), buffer.len(), &raw mut result) };
-    if error != 0 {
-        return Err(no_entry(io::Error::from_raw_os_error(error).to_string()));
-    }
-    if result.is_null() || found.pw_name.is_null() || found.pw_dir.is_null() {
-        return Err(no_entry("no such user".to_owned()));
-    }
-    // SAFETY: the call succeeded, so both point to NUL-terminated strings in `buffer`, which lives on.
-    let (name, home) = unsafe { (CStr::from_ptr(found.pw_name), CStr::from_ptr(found.pw_dir)) };
-    Ok((name.to_owned(), OsStr::from_bytes(home.to_bytes()).to_owned()))
+/// Name and home directory of a user: from /etc/passwd, else from `getent`, which knows directory services.
+///
+/// Not through libc: its user database loads plug-ins at run time, which a static binary must not do.
+fn entry(uid: u32) -> Result<(OsString, OsString), UserError> {
+    let no_entry = |why: &str| UserError::NoEntry { uid, why: why.to_owned() };
+    let local = std::fs::read("/etc/passwd").ok().and_then(|table| passwd_entry(&table, uid));
+    let found = local.or_else(|| passwd_entry(&output("getent", &["passwd", &uid.to_string()])?, uid));
+    found.ok_or_else(|| no_entry("neither /etc/passwd nor getent knows it"))
 }
 
-#[expect(unsafe_code, reason = "the group database is only reachable through libc")]
-fn groups(name: &CStr, gid: u32) -> Option<Vec<u32>> {
-    // NGROUPS_MAX of the kernel; the call says how many there are.
-    let mut groups = vec![0; 65_536];
-    let mut count = libc::c_int::try_from(groups.len()).ok()?;
-    // SAFETY: the name is NUL-terminated, and `count` is the length of the array the pointer leads to.
-    let result = unsafe { libc::getgrouplist(name.as_ptr(), gid, groups.as_mut_ptr(), &raw mut count) };
-    if result < 0 {
-        return None;
+/// A user's groups: those of /etc/group, and what `id` adds from directory services.
+fn groups(name: &OsStr, gid: u32) -> Option<Vec<u32>> {
+    let mut found = vec![gid];
+    if let Ok(table) = std::fs::read("/etc/group") {
+        found.extend(group_memberships(&table, name));
     }
-    groups.truncate(usize::try_from(count).ok()?);
-    Some(groups)
+    if let Some(text) = name.to_str().and_then(|name| output("id", &["-G", name])) {
+        found.extend(String::from_utf8_lossy(&text).split_whitespace().filter_map(|id| id.parse::<u32>().ok()));
+    }
+    found.sort_unstable();
+    found.dedup();
+    Some(found)
+}
+
+fn output(program: &str, args: &[&str]) -> Option<Vec<u8>> {
+    let output = std::process::Command::new(program).args(args).stdin(std::process::Stdio::null()).output().ok()?;
+    output.status.success().then_some(output.stdout)
+}
+
+/// The entry of `uid` in a table as passwd(5) describes it.
+pub(super) fn passwd_entry(table: &[u8], uid: u32) -> Option<(OsString, OsString)> {
+    table.split(|&byte| byte == b'\n').find_map(|line| {
+        let fields: Vec<&[u8]> = line.split(|&byte| byte == b':').collect();
+        let [name, _, id, _, _, home, ..] = fields.as_slice() else { return None };
+        let id: u32 = std::str::from_utf8(id).ok()?.parse().ok()?;
+        (id == uid && !name.is_empty())
+            .then(|| (OsStr::from_bytes(name).to_owned(), OsStr::from_bytes(home).to_owned()))
+    })
+}
+
+/// Ids of the groups that list `name` in a table as group(5) describes it.
+pub(super) fn group_memberships(table: &[u8], name: &OsStr) -> Vec<u32> {
+    let of_line = |line: &[u8]| {
+        let fields: Vec<&[u8]> = line.split(|&byte| byte == b':').collect();
+        let [_, _, id, members, ..] = fields.as_slice() else { return None };
+        let member = members.split(|&byte| byte == b',').any(|member| member == name.as_bytes());
+        if member { std::str::from_utf8(id).ok()?.parse().ok() } else { None }
+    };
+    table.split(|&byte| byte == b'\n').filter_map(of_line).collect()
 }
