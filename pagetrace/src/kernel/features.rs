@@ -81,6 +81,8 @@ pub struct Features {
     pub uprobes: Presence,
     /// Lockdown level.
     pub lockdown: Lockdown,
+    /// Whether kernel code is preempted; true where it cannot be known.
+    pub preemptible: bool,
     /// Numbers.
     pub settings: Settings,
 }
@@ -97,6 +99,10 @@ impl Features {
             kprobes: probes(sys, &tracefs, "kprobe"),
             uprobes: probes(sys, &tracefs, "uprobe"),
             tracefs,
+            preemptible: preemptible(
+                read(&sys.join("kernel/debug/sched/preempt")).as_deref(),
+                &rustix::system::uname().version().to_string_lossy(),
+            ),
             lockdown: lockdown.map_or(Lockdown::Unknown, |text| Lockdown::parse(&text)),
             settings: Settings::gather(roots),
         }
@@ -119,6 +125,31 @@ impl Settings {
             cpus_online: cpus("online"),
             cpus_possible: cpus("possible"),
         }
+    }
+}
+
+/// The preemption model: `mode` is debugfs' sched/preempt, which marks the one in force (kernel/sched/core.c,
+/// `sched_dynamic_show`); `version` is `uname -v`, which names how the kernel was built.
+fn preemptible(mode: Option<&str>, version: &str) -> bool {
+    match mode {
+        Some(mode) => !mode.contains("(none)") && !mode.contains("(voluntary)"),
+        None => {
+            version.contains("PREEMPT") && !version.contains("PREEMPT(none)") && !version.contains("PREEMPT(voluntary)")
+        }
+    }
+}
+
+#[cfg(test)]
+mod preemption_tests {
+    use super::preemptible;
+
+    #[test]
+    fn the_mode_in_force_decides_and_doubt_means_preemptible() {
+        assert!(preemptible(Some("none voluntary (full)"), ""));
+        assert!(preemptible(Some("none voluntary full (lazy)"), ""));
+        assert!(!preemptible(Some("none (voluntary) full"), "#1 SMP PREEMPT_DYNAMIC"));
+        assert!(preemptible(None, "#1 SMP PREEMPT_DYNAMIC Debian"));
+        assert!(!preemptible(None, "#1 SMP Debian 5.10"));
     }
 }
 

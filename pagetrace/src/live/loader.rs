@@ -265,12 +265,18 @@ impl Attached {
             let values = self.counters.get(&u32::try_from(index).unwrap_or(u32::MAX), 0)?;
             out.push((*name, values.iter().sum()));
         }
-        out.push(("recursion_misses", self.recursion_misses()));
+        let (mut skipped, mut late_frees) = (0, 0);
+        for name in &self.programs {
+            let misses = self.bpf.program(name).and_then(recursion_misses).unwrap_or(0);
+            if misses != 0 {
+                log::info!("the kernel skipped {name} {misses} times, it was running already on that CPU");
+            }
+            // A task whose end is missed holds nothing any more; its state only stays until the tracing ends.
+            if name.ends_with("sched_process_free") { late_frees += misses } else { skipped += misses }
+        }
+        out.push(("recursion_misses", skipped));
+        out.push(("task_end_missed", late_frees));
         Ok(out)
-    }
-
-    fn recursion_misses(&self) -> u64 {
-        self.programs.iter().filter_map(|name| recursion_misses(self.bpf.program(name)?)).sum()
     }
 
     /// Detaches everything; maps can still be read.

@@ -47,6 +47,10 @@ impl KernelView for View<'_> {
     fn has_kprobes(&self) -> bool {
         self.facts.features.kprobes != Presence::Absent
     }
+
+    fn preempts_programs(&self) -> bool {
+        self.facts.features.preemptible
+    }
 }
 
 /// What a run asks of the BPF object, besides what the kernel determines.

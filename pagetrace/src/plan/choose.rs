@@ -42,11 +42,12 @@ pub enum PlanError {
     },
 }
 
-/// Best first. fentry sees every rwsem function, so also a lock taken around the mmap_lock wrappers, and costs a
-/// fraction of a kprobe. Tracepoints sit in the wrappers. kprobes share one recursion guard a CPU, so they can be
-/// skipped while an unrelated BPF program or map update runs there.
-const LOCK_ORDER: [Attach; 4] = [Attach::Fentry, Attach::Tracepoint, Attach::Kprobe, Attach::RawTracepoint];
-const FUNCTION_ORDER: [Attach; 4] = [Attach::Fentry, Attach::Kprobe, Attach::Tracepoint, Attach::RawTracepoint];
+/// Best first, where programs run to their end. fentry sees every rwsem function, so also a lock taken around the
+/// mmap_lock wrappers, and costs a fraction of a kprobe. Tracepoints sit in the wrappers.
+const LOCK_ORDER: [Attach; 4] = [Attach::Fentry, Attach::Kprobe, Attach::Tracepoint, Attach::RawTracepoint];
+/// Best first, where programs can be preempted: a kprobe runs with preemption disabled, so none of its events is
+/// skipped because another task was stopped inside the program.
+const PREEMPTIBLE_ORDER: [Attach; 4] = [Attach::Kprobe, Attach::Fentry, Attach::Tracepoint, Attach::RawTracepoint];
 
 /// Plans for `kernel`.
 ///
@@ -62,7 +63,7 @@ pub fn plan(kernel: &dyn KernelView, wish: &Wish) -> Result<Plan, PlanError> {
         events.push(choose(kernel, wish, Event::PageWalk));
     }
     for plan in &mut events {
-        explain(plan, wish);
+        explain(plan, kernel.preempts_programs());
     }
     for plan in &events {
         let essential = matches!(plan.event, Event::MmapLock | Event::KernelFault | Event::TaskLife);
@@ -82,7 +83,7 @@ pub fn plan(kernel: &dyn KernelView, wish: &Wish) -> Result<Plan, PlanError> {
 
 fn choose(kernel: &dyn KernelView, wish: &Wish, event: Event) -> EventPlan {
     let mut plan = EventPlan { event, attach: None, probes: Vec::new(), passed_over: Vec::new(), not_seen: Vec::new() };
-    let mut order: Vec<Attach> = if event == Event::MmapLock { LOCK_ORDER.into() } else { FUNCTION_ORDER.into() };
+    let mut order: Vec<Attach> = if kernel.preempts_programs() { PREEMPTIBLE_ORDER.into() } else { LOCK_ORDER.into() };
     let optional = matches!(event, Event::FaultVma | Event::PageFault | Event::PageWalk);
     if let Some(force) = wish.force {
         order.sort_by_key(|attach| *attach != force);
@@ -197,7 +198,7 @@ fn walks(kernel: &dyn KernelView, wish: &Wish, attach: Attach) -> Result<Vec<Pro
 }
 
 /// Says what the choice leaves unseen.
-fn explain(plan: &mut EventPlan, wish: &Wish) {
+fn explain(plan: &mut EventPlan, preempts_programs: bool) {
     let tracepoints = plan.attach.is_some_and(|attach| matches!(attach, Attach::Tracepoint | Attach::RawTracepoint));
     let not_seen = match plan.event {
         Event::MmapLock if tracepoints => {
@@ -223,10 +224,17 @@ fn explain(plan: &mut EventPlan, wish: &Wish) {
     if let Some(sentence) = not_seen {
         plan.not_seen.push(sentence.to_owned());
     }
-    if plan.event == Event::MmapLock && wish.force == Some(Attach::Kprobe) {
-        plan.not_seen.push(
-            "lock events on a CPU where another kprobe program or a BPF map update is running: the kernel skips kprobe programs there"
-                .to_owned(),
-        );
-    }
+    let lock = plan.event == Event::MmapLock;
+    let skipped = match plan.attach {
+        Some(Attach::Kprobe) if lock => Some(
+            "lock events on a CPU where a BPF map update or lookup by system call was preempted meanwhile: the kernel \
+             skips kprobe programs there, and before 6.7 does not count it",
+        ),
+        Some(Attach::Fentry) if lock && preempts_programs => Some(
+            "lock events of a task that comes to a probe in which another task was preempted on that CPU; they are \
+             counted as recursion_misses",
+        ),
+        _ => None,
+    };
+    plan.not_seen.extend(skipped.map(str::to_owned));
 }

@@ -20,6 +20,9 @@ pub trait KernelView {
     fn tracepoint_args(&self, name: &str) -> Option<usize>;
     /// Whether the kernel was built with kprobes.
     fn has_kprobes(&self) -> bool;
+    /// Whether a task can be preempted inside an fentry program. Another task that comes to the same program on that
+    /// CPU is skipped then (kernel/bpf/trampoline.c, `prog->active`).
+    fn preempts_programs(&self) -> bool;
 }
 
 /// How a program gets attached.

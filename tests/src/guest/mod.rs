@@ -14,6 +14,7 @@ use std::{collections::HashSet, env, fs, path::Path, process::ExitCode, time::In
 
 use anyhow::{Context as _, Result, bail, ensure};
 use expect::Expected;
+use serde_json::Value;
 use tool::{LIMIT, Tool, tail};
 
 use crate::fixture::{
@@ -187,7 +188,16 @@ fn violating_report(tool: &Tool, attach: &str, fixtures: Fixtures) -> Result<ser
 fn clean(tool: &Tool, attach: &str, fixtures: Fixtures) -> Result<()> {
     let ended = tool.run(tool.check(&["--attach", attach], &fixtures.clean()?))?;
     exercised(&ended.log, fixtures, Kind::Clean)?;
-    report::is_clean(&report::parse(&ended.stdout)?)?;
+    let report = report::parse(&ended.stdout)?;
+    // A kernel that preempts these programs skips events; that must be told, and must not accuse anybody.
+    let reasons = report::list(&report["coverage"]["incomplete_because"]);
+    let skipped = |reason: &Value| reason.as_str().is_some_and(|text| text.starts_with("recursion_misses"));
+    if attach != "kprobe" && !reasons.is_empty() && reasons.iter().all(skipped) {
+        ensure!(report::list(&report["findings"]).is_empty(), "findings: {}", report["findings"]);
+        ensure!(ended.status.code() == Some(4), "ended with {}, not 4", ended.status);
+        return Ok(());
+    }
+    report::is_clean(&report)?;
     ensure!(ended.status.code() == Some(0), "ended with {}, not 0: {}", ended.status, tail(&ended.stderr));
     Ok(())
 }
