@@ -175,7 +175,7 @@ fn violating(tool: &Tool, attach: &str, fixtures: Fixtures, tally: &mut Tally) {
     });
 }
 
-fn violating_report(tool: &Tool, attach: &str, fixtures: Fixtures) -> Result<serde_json::Value> {
+fn violating_report(tool: &Tool, attach: &str, fixtures: Fixtures) -> Result<Value> {
     let ended = tool.run(tool.check(&["--attach", attach], &fixtures.violating()?))?;
     exercised(&ended.log, fixtures, Kind::Violating)?;
     ensure!(ended.status.code() == Some(1), "ended with {}, not 1: {}", ended.status, tail(&ended.stderr));
