@@ -40,6 +40,12 @@ const TRACING: [&str; 11] = [
     "bpf_dispatcher_",
 ];
 
+/// Whether this is the name of a program of the BPF object: `bpf_prog_`, a tag, and a stem with a shim's prefix.
+fn is_own_program(name: &str) -> bool {
+    let stem = name.strip_prefix("bpf_prog_").and_then(|rest| rest.split_once('_')).map_or("", |(_tag, stem)| stem);
+    ["fe_", "fx_", "kp_", "kr_", "tb_", "tr_"].iter().any(|prefix| stem.starts_with(prefix))
+}
+
 /// Looks addresses up.
 pub struct Symbolizer {
     path: PathBuf,
@@ -106,7 +112,14 @@ impl Symbolizer {
             frame.symbol.as_deref().is_some_and(|name| TRACING.iter().any(|prefix| name.starts_with(prefix)))
         };
         let own = all.iter().take_while(|frame| tracing(frame)).count();
-        all.into_iter().skip(own).collect()
+        let mut below: Vec<Frame> = all.into_iter().skip(own).collect();
+        // Our programs run on top of the stack only. Further down, their names are the nearest that the table still has
+        // for the address of a program that was unloaded since.
+        for frame in below.iter_mut().filter(|frame| frame.symbol.as_deref().is_some_and(is_own_program)) {
+            frame.symbol = None;
+            frame.offset = 0;
+        }
+        below
     }
 
     fn frame(&self, address: u64) -> Frame {
@@ -126,7 +139,7 @@ impl Frame {
         let module = self.module.as_ref().map_or_else(String::new, |module| format!(" [{module}]"));
         match &self.symbol {
             Some(symbol) => format!("{symbol}+{:#x}{module}", self.offset),
-            None => self.addr.clone(),
+            None => format!("{}{module}", self.addr),
         }
     }
 }
@@ -144,5 +157,15 @@ mod tests {
         let stack = [0xffff_ffff_c000_0010, 0xffff_ffff_8100_0210, 0xffff_ffff_8100_0110, 0xffff_ffff_c000_0020];
         let frames: Vec<String> = symbolizer.frames(&stack).iter().map(Frame::text).collect();
         assert_eq!(frames, ["down_read+0x10", "bpf_prog_1_x+0x20 [bpf]"]);
+    }
+
+    #[test]
+    fn a_program_of_ours_is_never_named_below_the_traced_function() {
+        let table =
+            "ffffffff81000100 T down_read\nffffffff81000400 T _etext\nffffffffc0000000 t bpf_prog_1f_tb_x\t[bpf]\n";
+        let symbolizer = Symbolizer::new(PathBuf::new()).with(Some(Kallsyms::parse(table.to_owned())));
+        let frames: Vec<String> =
+            symbolizer.frames(&[0xffff_ffff_8100_0110, 0xffff_ffff_c000_0330]).iter().map(Frame::text).collect();
+        assert_eq!(frames, ["down_read+0x10", "0xffffffffc0000330 [bpf]"]);
     }
 }

@@ -51,6 +51,10 @@ impl KernelView for View<'_> {
     fn preempts_programs(&self) -> bool {
         self.facts.features.preemptible
     }
+
+    fn has_own_trampoline_ops(&self) -> bool {
+        self.btf.member_offset("bpf_trampoline", "fops").is_some()
+    }
 }
 
 /// What a run asks of the BPF object, besides what the kernel determines.

@@ -44,10 +44,10 @@ pub enum PlanError {
 
 /// Best first, where programs run to their end. fentry sees every rwsem function, so also a lock taken around the
 /// mmap_lock wrappers, and costs a fraction of a kprobe. Tracepoints sit in the wrappers.
-const LOCK_ORDER: [Attach; 4] = [Attach::Fentry, Attach::Kprobe, Attach::Tracepoint, Attach::RawTracepoint];
+const FENTRY_FIRST: [Attach; 4] = [Attach::Fentry, Attach::Kprobe, Attach::Tracepoint, Attach::RawTracepoint];
 /// Best first, where programs can be preempted: a kprobe runs with preemption disabled, so none of its events is
-/// skipped because another task was stopped inside the program.
-const PREEMPTIBLE_ORDER: [Attach; 4] = [Attach::Kprobe, Attach::Fentry, Attach::Tracepoint, Attach::RawTracepoint];
+/// skipped because another task was stopped inside the program. Also where trampolines are slow to attach.
+const KPROBE_FIRST: [Attach; 4] = [Attach::Kprobe, Attach::Fentry, Attach::Tracepoint, Attach::RawTracepoint];
 
 /// Plans for `kernel`.
 ///
@@ -83,7 +83,8 @@ pub fn plan(kernel: &dyn KernelView, wish: &Wish) -> Result<Plan, PlanError> {
 
 fn choose(kernel: &dyn KernelView, wish: &Wish, event: Event) -> EventPlan {
     let mut plan = EventPlan { event, attach: None, probes: Vec::new(), passed_over: Vec::new(), not_seen: Vec::new() };
-    let mut order: Vec<Attach> = if kernel.preempts_programs() { PREEMPTIBLE_ORDER.into() } else { LOCK_ORDER.into() };
+    let fentry_first = kernel.has_own_trampoline_ops() && !kernel.preempts_programs();
+    let mut order: Vec<Attach> = if fentry_first { FENTRY_FIRST.into() } else { KPROBE_FIRST.into() };
     let optional = matches!(event, Event::FaultVma | Event::PageFault | Event::PageWalk);
     if let Some(force) = wish.force {
         order.sort_by_key(|attach| *attach != force);

@@ -23,6 +23,9 @@ pub trait KernelView {
     /// Whether a task can be preempted inside an fentry program. Another task that comes to the same program on that
     /// CPU is skipped then (kernel/bpf/trampoline.c, `prog->active`).
     fn preempts_programs(&self) -> bool;
+    /// Whether each BPF trampoline has an ftrace_ops of its own (since 6.0). Before, attaching fentry programs one by one
+    /// takes seconds each on a slow machine.
+    fn has_own_trampoline_ops(&self) -> bool;
 }
 
 /// How a program gets attached.

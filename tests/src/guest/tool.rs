@@ -17,7 +17,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use crate::fixture;
 
 /// No run may take longer.
-pub const LIMIT: Duration = Duration::from_secs(180);
+pub const LIMIT: Duration = Duration::from_secs(420);
 
 /// Where the programs under test are, and a directory for what they leave.
 #[derive(Debug)]
