@@ -201,7 +201,7 @@ fn chroot(base: &Path) -> Result<PathBuf> {
         return Ok(root);
     }
     needs("debootstrap", "debootstrap")?;
-    let mirror = mirror::configured(Path::new("/etc/apt"));
+    let mirror = mirror::configured(Path::new("/etc/apt"))?;
     let partial = base.join(format!("{SUITE}.partial"));
     let _ = fs::remove_dir_all(&partial);
     let mut command = Command::new("debootstrap");

@@ -22,7 +22,14 @@ use clap::Parser;
 
 /// Tasks of the workspace.
 #[derive(Debug, Parser)]
-#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    after_help = "Environment:
+  PAGETRACE_DEBIAN_MIRROR  Debian's archive, which test kernels come from, such as http://HOST/debian; default: apt's own
+  PAGETRACE_CACHE          directory for kernels and packages; default: pagetrace in the user's cache directory
+  PAGETRACE_VM_ACCEL       kvm or tcg; default: kvm where it works"
+)]
 enum Task {
     /// Finds what is missing to build and test, and installs it.
     Setup(setup::Options),

@@ -47,7 +47,7 @@ impl AptRoot {
             fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
         }
         let _lock = cache::lock(&root.dir, "lock")?;
-        let sources = sources(&mirror::configured(Path::new("/etc/apt")), Path::new(KEYRING).exists());
+        let sources = sources(&mirror::configured(Path::new("/etc/apt"))?, Path::new(KEYRING).exists());
         if fs::read_to_string(root.sources()).is_ok_and(|old| old == sources) {
             if !root.fresh() {
                 // An old index is better than none on a machine that is off the network.
@@ -210,10 +210,11 @@ mod tests {
 
     #[test]
     fn sources_are_lines_apt_reads() {
-        let text = sources(&Mirror::default(), true);
+        let mirror = Mirror { main: "http://m/debian".into(), security: "http://s/debian-security".into() };
+        let text = sources(&mirror, true);
         let entries = mirror::parse_list(&text);
         assert_eq!(entries.len(), 4);
-        assert_eq!(mirror::choose(&entries), Mirror::default());
-        assert!(!sources(&Mirror::default(), false).contains('['));
+        assert!(!sources(&mirror, false).contains('['));
+        assert_eq!(mirror::choose(&entries), Some(mirror));
     }
 }
