@@ -2,7 +2,7 @@
 //!
 //! The functions that always acquire count as acquired from their entry: their task runs nothing else in between,
 //! and a kretprobe would be lost when more tasks sleep in the function than it has instances. Those that can fail
-//! are tentative until their return is seen.
+//! are tentative until their return is seen, and so are all in a trace, which times the wait.
 
 use aya_ebpf::{
     macros::{kprobe, kretprobe},
@@ -20,38 +20,19 @@ fn arg(ctx: &ProbeContext, index: usize) -> u64 {
     ctx.arg(index).unwrap_or(0)
 }
 
-macro_rules! attempt {
-    ($($name:ident, $flags:expr;)*) => {$(
+macro_rules! acquire {
+    ($($name:ident, $always:literal, $flags:expr;)*) => {$(
         #[kprobe]
         pub(crate) fn $name(ctx: ProbeContext) -> u32 {
             if let Some(mm) = mm_of_lock(arg(&ctx, 0)) {
-                if setting(setting::TRACE) == 1 {
+                let trace = setting(setting::TRACE) == 1;
+                if trace {
                     lock::on_wait(mm);
                 }
-                lock::on_attempt(&ctx, mm, $flags);
-            }
-            0
-        }
-    )*};
-}
-attempt! {
-    kp_down_read_interruptible, held::READ;
-    kp_down_read_killable, held::READ;
-    kp_down_write_killable, held::WRITE;
-    kp_down_read_trylock, held::READ | held::TRY;
-    kp_down_write_trylock, held::WRITE | held::TRY;
-}
-
-macro_rules! acquire {
-    ($($name:ident, $flags:expr;)*) => {$(
-        #[kprobe]
-        pub(crate) fn $name(ctx: ProbeContext) -> u32 {
-            if let Some(mm) = mm_of_lock(arg(&ctx, 0)) {
-                if setting(setting::TRACE) == 1 {
-                    lock::on_wait(mm);
-                    lock::on_attempt(&ctx, mm, $flags);
-                } else {
+                if $always && !trace {
                     lock::on_acquired(&ctx, mm, $flags);
+                } else {
+                    lock::on_attempt(&ctx, mm, $flags);
                 }
             }
             0
@@ -59,8 +40,13 @@ macro_rules! acquire {
     )*};
 }
 acquire! {
-    kp_down_read, held::READ;
-    kp_down_write, held::WRITE;
+    kp_down_read, true, held::READ;
+    kp_down_write, true, held::WRITE;
+    kp_down_read_interruptible, false, held::READ;
+    kp_down_read_killable, false, held::READ;
+    kp_down_write_killable, false, held::WRITE;
+    kp_down_read_trylock, false, held::READ | held::TRY;
+    kp_down_write_trylock, false, held::WRITE | held::TRY;
 }
 
 macro_rules! returned {
