@@ -24,14 +24,26 @@ macro_rules! wait {
         }
     )*};
 }
-wait!(fe_down_read, fe_down_read_interruptible, fe_down_read_killable, fe_down_write, fe_down_write_killable);
+wait!(
+    fe_down_read,
+    fe_down_read_interruptible,
+    fe_down_read_killable,
+    fe_down_write,
+    fe_down_write_killable,
+    fe_down_read_nested,
+    fe_down_read_non_owner,
+    fe_down_read_killable_nested,
+    fe_down_write_nested,
+    fe_down_write_nest_lock,
+    fe_down_write_killable_nested
+);
 
 macro_rules! acquire {
-    ($($name:ident, $flags:expr, |$ret:ident| $ok:expr;)*) => {$(
+    ($($name:ident, $args:literal, $flags:expr, |$ret:ident| $ok:expr;)*) => {$(
         #[fexit]
         pub(crate) fn $name(ctx: FExitContext) -> i32 {
             if let Some(mm) = mm_of_lock(ctx.arg(0)) {
-                let $ret = || ctx.arg::<i32>(1);
+                let $ret = || ctx.arg::<i32>($args);
                 if $ok { lock::on_acquired(&ctx, mm, $flags) } else { lock::on_failed(&ctx, mm, $flags) }
             }
             0
@@ -39,13 +51,19 @@ macro_rules! acquire {
     )*};
 }
 acquire! {
-    fx_down_read, held::READ, |_ret| true;
-    fx_down_write, held::WRITE, |_ret| true;
-    fx_down_read_interruptible, held::READ, |ret| ret() == 0;
-    fx_down_read_killable, held::READ, |ret| ret() == 0;
-    fx_down_write_killable, held::WRITE, |ret| ret() == 0;
-    fx_down_read_trylock, held::READ | held::TRY, |ret| ret() != 0;
-    fx_down_write_trylock, held::WRITE | held::TRY, |ret| ret() != 0;
+    fx_down_read, 1, held::READ, |_ret| true;
+    fx_down_write, 1, held::WRITE, |_ret| true;
+    fx_down_read_interruptible, 1, held::READ, |ret| ret() == 0;
+    fx_down_read_killable, 1, held::READ, |ret| ret() == 0;
+    fx_down_write_killable, 1, held::WRITE, |ret| ret() == 0;
+    fx_down_read_trylock, 1, held::READ | held::TRY, |ret| ret() != 0;
+    fx_down_write_trylock, 1, held::WRITE | held::TRY, |ret| ret() != 0;
+    fx_down_read_nested, 2, held::READ, |_ret| true;
+    fx_down_read_non_owner, 1, held::READ, |_ret| true;
+    fx_down_read_killable_nested, 2, held::READ, |ret| ret() == 0;
+    fx_down_write_nested, 2, held::WRITE, |_ret| true;
+    fx_down_write_nest_lock, 2, held::WRITE, |_ret| true;
+    fx_down_write_killable_nested, 2, held::WRITE, |ret| ret() == 0;
 }
 
 macro_rules! release {
@@ -61,6 +79,7 @@ macro_rules! release {
 }
 release! {
     fe_up_read, held::READ;
+    fe_up_read_non_owner, held::READ;
     fe_up_write, held::WRITE;
 }
 

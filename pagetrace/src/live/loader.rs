@@ -14,7 +14,7 @@ use pagetrace_ebpf::wire::{counter, setting};
 use tokio::io::unix::AsyncFd;
 
 use super::{readiness::readable, settings::Settings};
-use crate::plan::{Plan, Probe, ProgramType, Refusal};
+use crate::plan::{Plan, Probe, ProgramType, Refusal, Stage};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pagetrace.bpf.o"));
 
@@ -62,11 +62,11 @@ pub struct Attached {
     ring: AsyncFd<RingBuf<MapData>>,
     stacks: StackTraceMap<MapData>,
     counters: PerCpuArray<MapData, u64>,
+    /// Each once, in the order of attaching.
     programs: Vec<String>,
 }
 
-/// Loads and attaches. The order matters: releases before acquisitions, so that every hold seen beginning is seen
-/// ending, and faults last.
+/// Loads and attaches, in the plan's order.
 ///
 /// # Errors
 /// [`AttachError::Refused`] names the program a new plan should do without.
@@ -86,10 +86,14 @@ pub fn attach(plan: &Plan, settings: &Settings, sizes: Sizes, targets: &[u64]) -
     }
     let mut bpf = loader.load(OBJECT)?;
     fill_targets(&mut bpf, settings, targets)?;
-    let mut probes = plan.probes();
-    probes.sort_by_key(|probe| order(probe));
+    let probes = plan.probes();
+    let mut programs: Vec<String> = Vec::new();
     for probe in &probes {
-        load(&mut bpf, probe, &btf).map_err(|why| refused(probe, &why))?;
+        // A program that goes to several targets is loaded once.
+        if !programs.contains(&probe.program) {
+            load(&mut bpf, probe, &btf).map_err(|why| refused(probe, &why))?;
+            programs.push(probe.program.clone());
+        }
     }
     if settings.get(setting::MM_CACHE) == setting::NONE {
         find_address_spaces(&mut bpf, &btf)?;
@@ -104,7 +108,7 @@ pub fn attach(plan: &Plan, settings: &Settings, sizes: Sizes, targets: &[u64]) -
         ring: readable(ring).map_err(|err| AttachError::Io("cannot poll the ring buffer", err))?,
         stacks: StackTraceMap::try_from(map(&mut bpf, "STACKS")?)?,
         counters: PerCpuArray::try_from(map(&mut bpf, "COUNTERS")?)?,
-        programs: probes.iter().map(|probe| probe.program.clone()).collect(),
+        programs,
         bpf,
     })
 }
@@ -122,18 +126,6 @@ fn map(bpf: &mut Ebpf, name: &str) -> Result<aya::maps::Map, AttachError> {
 fn program<'a>(bpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Program, ProgramError> {
     bpf.program_mut(name)
         .ok_or_else(|| ProgramError::IOError(io::Error::other(format!("the BPF object has no program {name}"))))
-}
-
-fn order(probe: &Probe) -> u8 {
-    let stem = &probe.program[3..];
-    match stem {
-        _ if stem.starts_with("sched_") => 0,
-        "up_read" | "up_write" | "downgrade_write" => 1,
-        _ if stem.starts_with("mmap_lock_released") => 1,
-        _ if probe.kind == ProgramType::Kretprobe => 2,
-        _ if stem.starts_with("down_") || stem.starts_with("mmap_lock") => 3,
-        _ => 4,
-    }
 }
 
 fn refused(probe: &Probe, why: &ProgramError) -> AttachError {
@@ -204,7 +196,12 @@ fn fill_targets(bpf: &mut Ebpf, settings: &Settings, targets: &[u64]) -> Result<
 
 /// Runs the task iterator once. Only for kernels whose slabs cannot be read.
 fn find_address_spaces(bpf: &mut Ebpf, btf: &Btf) -> Result<(), AttachError> {
-    let probe = Probe { program: "it_task".to_owned(), kind: ProgramType::BtfTracepoint, target: "task".to_owned() };
+    let probe = Probe {
+        program: "it_task".to_owned(),
+        kind: ProgramType::BtfTracepoint,
+        target: "task".to_owned(),
+        stage: Stage::TaskLife,
+    };
     let run = |bpf: &mut Ebpf| -> Result<(), ProgramError> {
         let iter: &mut Iter = program(bpf, &probe.program)?.try_into()?;
         iter.load("task", btf)?;
@@ -281,7 +278,7 @@ impl Attached {
 
     /// Detaches everything; maps can still be read.
     pub fn detach(&mut self) {
-        // Faults first, releases last: the reverse of attaching.
+        // The reverse of attaching.
         for name in self.programs.iter().rev() {
             if let Some(program) = self.bpf.program_mut(name) {
                 let _ = unload(program);

@@ -131,7 +131,23 @@ impl ProgramType {
     }
 }
 
-/// One program to load and where it goes.
+/// When a program is attached: the stages follow each other, so that every hold that is seen beginning is seen ending,
+/// and an access is judged only when locks are seen. Detaching goes the other way round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Stage {
+    /// Tasks are followed.
+    TaskLife,
+    /// Releases and downgrades are seen.
+    Release,
+    /// Returns are seen: nothing that waits for one may come before.
+    Return,
+    /// Acquisitions, and waits for them, are seen.
+    Acquire,
+    /// Faults and walks are seen.
+    Access,
+}
+
+/// One program to load and where it goes. A program may go to several targets.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 pub struct Probe {
     /// Name of the program in the BPF object.
@@ -140,6 +156,9 @@ pub struct Probe {
     pub kind: ProgramType,
     /// Function or tracepoint it is attached to.
     pub target: String,
+    /// When.
+    #[serde(skip)]
+    pub stage: Stage,
 }
 
 /// What was decided for one event.
@@ -179,7 +198,7 @@ impl Plan {
         self.events.iter().find(|plan| plan.event == event)
     }
 
-    /// All programs, each once.
+    /// All programs, each once a target, in the order in which they must be attached.
     pub fn probes(&self) -> Vec<&Probe> {
         let mut out: Vec<&Probe> = Vec::new();
         for probe in self.events.iter().flat_map(|event| &event.probes) {
@@ -187,6 +206,7 @@ impl Plan {
                 out.push(probe);
             }
         }
+        out.sort_by_key(|probe| probe.stage);
         out
     }
 

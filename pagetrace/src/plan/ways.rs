@@ -1,6 +1,6 @@
 //! The ways to see each event, as data: which programs, on which functions or tracepoints.
 
-use super::{Attach, Event, KernelView, Probe, ProgramType};
+use super::{Attach, Event, KernelView, Probe, ProgramType, Stage};
 
 /// The fault handler's way to the lock; since 6.1 (mm/memory.c, later mm/mmap_lock.c), called by fault handlers only.
 pub(super) const HANDLER_LOCK: &str = "lock_mm_and_find_vma";
@@ -13,7 +13,7 @@ enum Ends {
     MayFail,
 }
 
-/// `include/linux/rwsem.h`; the nested and non-owner forms are macros for these on kernels without lockdep.
+/// `include/linux/rwsem.h`: on every kernel.
 const ACQUIRE: [(&str, Ends); 7] = [
     ("down_read", Ends::Acquired),
     ("down_write", Ends::Acquired),
@@ -24,6 +24,18 @@ const ACQUIRE: [(&str, Ends); 7] = [
     ("down_write_trylock", Ends::MayFail),
 ];
 const RELEASE: [&str; 3] = ["up_read", "up_write", "downgrade_write"];
+
+/// Functions of kernels built with lockdep (`CONFIG_DEBUG_LOCK_ALLOC`), macros for the plain ones elsewhere, and the
+/// plain one that each does the work of. None calls another (kernel/locking/rwsem.c), so nothing is seen twice.
+const LOCKDEP_ACQUIRE: [(&str, &str, Ends); 6] = [
+    ("down_read_nested", "down_read", Ends::Acquired),
+    ("down_read_non_owner", "down_read", Ends::Acquired),
+    ("down_write_nested", "down_write", Ends::Acquired),
+    ("_down_write_nest_lock", "down_write", Ends::Acquired),
+    ("down_read_killable_nested", "down_read_killable", Ends::MayBeInterrupted),
+    ("down_write_killable_nested", "down_write_killable", Ends::MayBeInterrupted),
+];
+const LOCKDEP_RELEASE: [(&str, &str); 1] = [("up_read_non_owner", "up_read")];
 
 /// Walkers: the program's stem and the names kernels have given the function.
 pub(super) const WALKERS: [(&str, &[&str]); 8] = [
@@ -37,21 +49,22 @@ pub(super) const WALKERS: [(&str, &[&str]); 8] = [
     ("walk_page_mapping", &["walk_page_mapping"]),
 ];
 
-fn probe(kind: ProgramType, stem: &str, target: &str) -> Probe {
-    Probe { program: format!("{}{stem}", kind.prefix()), kind, target: target.to_owned() }
+fn probe(kind: ProgramType, stem: &str, target: &str, stage: Stage) -> Probe {
+    Probe { program: format!("{}{stem}", kind.prefix()), kind, target: target.to_owned(), stage }
 }
 
-fn same(kind: ProgramType, target: &str) -> Probe {
-    probe(kind, target, target)
+fn same(kind: ProgramType, target: &str, stage: Stage) -> Probe {
+    probe(kind, target, target, stage)
 }
 
-/// The entry and return programs of a function, under its own stem.
+/// The entry and return programs of a function that takes no lock for its caller.
 fn pair(attach: Attach, stem: &str, target: &str) -> Vec<Probe> {
-    match attach {
-        Attach::Kprobe => vec![probe(ProgramType::Kprobe, stem, target), probe(ProgramType::Kretprobe, stem, target)],
-        Attach::Fentry => vec![probe(ProgramType::Fentry, stem, target), probe(ProgramType::Fexit, stem, target)],
-        Attach::Tracepoint | Attach::RawTracepoint => Vec::new(),
-    }
+    let (entry, exit) = match attach {
+        Attach::Kprobe => (ProgramType::Kprobe, ProgramType::Kretprobe),
+        Attach::Fentry => (ProgramType::Fentry, ProgramType::Fexit),
+        Attach::Tracepoint | Attach::RawTracepoint => return Vec::new(),
+    };
+    vec![probe(entry, stem, target, Stage::Access), probe(exit, stem, target, Stage::Return)]
 }
 
 fn tracepoint(attach: Attach) -> Option<ProgramType> {
@@ -65,20 +78,25 @@ fn tracepoint(attach: Attach) -> Option<ProgramType> {
 /// The mmap_lock tracepoints. For a time they carried a cgroup path before `write` (include/trace/events/mmap_lock.h):
 /// one argument more, another program.
 fn lock_by_tracepoint(kernel: &dyn KernelView, kind: ProgramType, trace: bool) -> Vec<Probe> {
-    let with_path = |name: &str, plain: usize| match kernel.tracepoint_args(name) {
-        Some(args) if args > plain => probe(kind, &format!("{name}_path"), name),
-        _ => same(kind, name),
+    let with_path = |name: &str, plain: usize, stage| match kernel.tracepoint_args(name) {
+        Some(args) if args > plain => probe(kind, &format!("{name}_path"), name, stage),
+        _ => same(kind, name, stage),
     };
-    let mut out = vec![with_path("mmap_lock_released", 2), with_path("mmap_lock_acquire_returned", 3)];
+    let mut out = vec![
+        with_path("mmap_lock_released", 2, Stage::Release),
+        with_path("mmap_lock_acquire_returned", 3, Stage::Acquire),
+    ];
     if trace {
-        out.push(same(kind, "mmap_lock_start_locking"));
+        out.push(same(kind, "mmap_lock_start_locking", Stage::Acquire));
     }
     out
 }
 
 /// Programs that show `event` by `attach`; `None` when there is no such way. `trace` asks for waits as well.
 pub(super) fn ways(kernel: &dyn KernelView, event: Event, attach: Attach, trace: bool) -> Option<Vec<Probe>> {
-    let tp = |names: &[&str]| tracepoint(attach).map(|kind| names.iter().map(|name| same(kind, name)).collect());
+    let tp = |names: &[&str], stage| {
+        tracepoint(attach).map(|kind| names.iter().map(|name| same(kind, name, stage)).collect())
+    };
     let function = |entry: bool, exit: bool, name: &str| {
         let probes: Vec<Probe> = pair(attach, name, name)
             .into_iter()
@@ -91,19 +109,19 @@ pub(super) fn ways(kernel: &dyn KernelView, event: Event, attach: Attach, trace:
     };
     match event {
         Event::MmapLock => match attach {
-            Attach::Fentry => Some(lock_by_fentry(trace)),
-            Attach::Kprobe => Some(lock_by_kprobe(trace)),
+            Attach::Fentry => Some(lock_by_fentry(kernel, trace)),
+            Attach::Kprobe => Some(lock_by_kprobe(kernel, trace)),
             Attach::Tracepoint | Attach::RawTracepoint => {
                 tracepoint(attach).map(|kind| lock_by_tracepoint(kernel, kind, trace))
             }
         },
-        Event::KernelFault => tp(&["page_fault_kernel"]).or_else(|| function(true, false, HANDLER_LOCK)),
-        Event::FaultKind => tp(&["page_fault_kernel"]),
+        Event::KernelFault => tp(&["page_fault_kernel"], Stage::Access).or_else(|| function(true, false, HANDLER_LOCK)),
+        Event::FaultKind => tp(&["page_fault_kernel"], Stage::Access),
         Event::FaultVma => function(false, true, HANDLER_LOCK),
         Event::PageFault => match tracepoint(attach) {
             Some(kind) => Some(vec![
-                probe(kind, "trace_fault_user", "page_fault_user"),
-                probe(kind, "trace_fault_kernel", "page_fault_kernel"),
+                probe(kind, "trace_fault_user", "page_fault_user", Stage::Access),
+                probe(kind, "trace_fault_kernel", "page_fault_kernel", Stage::Access),
             ]),
             None => function(true, true, "handle_mm_fault"),
         },
@@ -112,7 +130,7 @@ pub(super) fn ways(kernel: &dyn KernelView, event: Event, attach: Attach, trace:
                 WALKERS.iter().flat_map(|(stem, names)| pair(attach, stem, names.first().unwrap_or(stem))).collect();
             (!probes.is_empty()).then_some(probes)
         }
-        Event::TaskLife => tp(&["sched_process_fork", "sched_process_exec", "sched_process_free"]),
+        Event::TaskLife => tp(&["sched_process_fork", "sched_process_exec", "sched_process_free"], Stage::TaskLife),
     }
 }
 
@@ -128,27 +146,49 @@ pub(super) fn walker(attach: Attach, stem: &str, target: &str) -> Vec<Probe> {
     pair(attach, stem, target)
 }
 
-fn lock_by_fentry(trace: bool) -> Vec<Probe> {
+/// The functions of lockdep that this kernel has. One that only kallsyms shows counts too: a way that cannot be hooked
+/// there must be passed over, not leave those locks unseen.
+fn lockdep_has(kernel: &dyn KernelView, name: &str) -> bool {
+    kernel.has_symbol(name) || kernel.has_btf_function(name)
+}
+
+/// Every acquiring function of this kernel, and the plain one whose work it does.
+fn acquiring(kernel: &dyn KernelView) -> impl Iterator<Item = (&'static str, &'static str, Ends)> {
+    let plain = ACQUIRE.into_iter().map(|(name, ends)| (name, name, ends));
+    plain.chain(LOCKDEP_ACQUIRE.into_iter().filter(|(name, ..)| lockdep_has(kernel, name)))
+}
+
+/// As [`acquiring`], for releases and the downgrade.
+fn releasing(kernel: &dyn KernelView) -> impl Iterator<Item = (&'static str, &'static str)> {
+    let plain = RELEASE.into_iter().map(|name| (name, name));
+    plain.chain(LOCKDEP_RELEASE.into_iter().filter(|(name, _)| lockdep_has(kernel, name)))
+}
+
+/// An fentry program is bound to one function when it is loaded, so each function has its own.
+fn lock_by_fentry(kernel: &dyn KernelView, trace: bool) -> Vec<Probe> {
+    // Programs have no underscore before the function's name but their prefix's.
+    let own = |kind, name: &str, stage| probe(kind, name.trim_start_matches('_'), name, stage);
     let mut out = Vec::new();
-    for (name, ends) in ACQUIRE {
+    for (name, _plain, ends) in acquiring(kernel) {
         if trace && ends != Ends::MayFail {
-            out.push(same(ProgramType::Fentry, name));
+            out.push(own(ProgramType::Fentry, name, Stage::Acquire));
         }
-        out.push(same(ProgramType::Fexit, name));
+        out.push(own(ProgramType::Fexit, name, Stage::Acquire));
     }
-    out.extend(RELEASE.map(|name| same(ProgramType::Fentry, name)));
+    out.extend(releasing(kernel).map(|(name, _plain)| own(ProgramType::Fentry, name, Stage::Release)));
     out
 }
 
-fn lock_by_kprobe(trace: bool) -> Vec<Probe> {
+/// A kprobe program goes to as many functions as have the same arguments and results.
+fn lock_by_kprobe(kernel: &dyn KernelView, trace: bool) -> Vec<Probe> {
     let mut out = Vec::new();
-    for (name, ends) in ACQUIRE {
+    for (name, plain, ends) in acquiring(kernel) {
         // The return first: a program that is attached must never wait for a return that nobody reports.
         if trace || ends != Ends::Acquired {
-            out.push(same(ProgramType::Kretprobe, name));
+            out.push(probe(ProgramType::Kretprobe, plain, name, Stage::Return));
         }
-        out.push(same(ProgramType::Kprobe, name));
+        out.push(probe(ProgramType::Kprobe, plain, name, Stage::Acquire));
     }
-    out.extend(RELEASE.map(|name| same(ProgramType::Kprobe, name)));
+    out.extend(releasing(kernel).map(|(name, plain)| probe(ProgramType::Kprobe, plain, name, Stage::Release)));
     out
 }
