@@ -229,3 +229,6 @@ impl Plan {
         self.events.iter().flat_map(|event| event.not_seen.iter().cloned()).collect()
     }
 }
+
+#[cfg(test)]
+mod tests;

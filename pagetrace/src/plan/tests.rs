@@ -1,0 +1,412 @@
+//! What is chosen on which kernel: default choices, forced ones, refusals, what is said to stay unseen, attach order.
+
+use std::collections::HashMap;
+
+use super::*;
+
+const PLAIN: [&str; 10] = [
+    "down_read",
+    "down_write",
+    "down_read_interruptible",
+    "down_read_killable",
+    "down_write_killable",
+    "down_read_trylock",
+    "down_write_trylock",
+    "up_read",
+    "up_write",
+    "downgrade_write",
+];
+const LOCKDEP: [&str; 7] = [
+    "down_read_nested",
+    "down_read_non_owner",
+    "down_write_nested",
+    "_down_write_nest_lock",
+    "down_read_killable_nested",
+    "down_write_killable_nested",
+    "up_read_non_owner",
+];
+
+/// A kernel that shows what its fields say.
+#[derive(Clone)]
+struct Fake {
+    symbols: Vec<&'static str>,
+    btf: Vec<&'static str>,
+    tracepoints: HashMap<&'static str, usize>,
+    kprobes: bool,
+    preempts: bool,
+    own_ops: bool,
+}
+
+impl KernelView for Fake {
+    fn has_symbol(&self, name: &str) -> bool {
+        self.symbols.contains(&name)
+    }
+    fn has_btf_function(&self, name: &str) -> bool {
+        self.btf.contains(&name)
+    }
+    fn tracepoint_args(&self, name: &str) -> Option<usize> {
+        self.tracepoints.get(name).copied()
+    }
+    fn has_kprobes(&self) -> bool {
+        self.kprobes
+    }
+    fn preempts_programs(&self) -> bool {
+        self.preempts
+    }
+    fn has_own_trampoline_ops(&self) -> bool {
+        self.own_ops
+    }
+}
+
+impl Fake {
+    fn add(mut self, functions: &[&'static str]) -> Self {
+        self.symbols.extend(functions);
+        self.btf.extend(functions);
+        self
+    }
+
+    fn without(mut self, functions: &[&str]) -> Self {
+        self.symbols.retain(|name| !functions.contains(name));
+        self.btf.retain(|name| !functions.contains(name));
+        self
+    }
+
+    fn without_tracepoints(mut self, prefix: &str) -> Self {
+        self.tracepoints.retain(|name, _| !name.starts_with(prefix));
+        self
+    }
+}
+
+/// As 5.10 is: no handler lock path, no tracepoint in the wrappers, one ftrace_ops for all trampolines.
+fn v5_10() -> Fake {
+    let fake = Fake {
+        symbols: Vec::new(),
+        btf: Vec::new(),
+        tracepoints: HashMap::from([
+            ("page_fault_user", 3),
+            ("page_fault_kernel", 3),
+            ("sched_process_fork", 2),
+            ("sched_process_exec", 3),
+            ("sched_process_free", 1),
+        ]),
+        kprobes: true,
+        preempts: false,
+        own_ops: false,
+    };
+    fake.add(&PLAIN).add(&[
+        "handle_mm_fault",
+        "pagemap_read",
+        "walk_page_range",
+        "walk_page_range_novma",
+        "walk_page_vma",
+        "walk_page_mapping",
+    ])
+}
+
+/// As 6.1 is: the handler's own way to the lock; the tracepoints carry a cgroup path.
+fn v6_1() -> Fake {
+    let mut fake = v5_10().add(&["lock_mm_and_find_vma", "walk_page_range_vma"]);
+    fake.own_ops = true;
+    fake.tracepoints.extend([
+        ("mmap_lock_start_locking", 3),
+        ("mmap_lock_acquire_returned", 4),
+        ("mmap_lock_released", 3),
+    ]);
+    fake
+}
+
+/// As 6.12 is: PAGEMAP_SCAN.
+fn v6_12() -> Fake {
+    v6_1().add(&["do_pagemap_scan"])
+}
+
+/// As 6.18 is: no path in the tracepoints, walkers that were renamed; preemption can be on.
+fn v6_18() -> Fake {
+    let mut fake =
+        v6_12().add(&["walk_page_range_mm_unsafe", "walk_page_range_debug"]).without(&["walk_page_range_novma"]);
+    fake.tracepoints.extend([
+        ("mmap_lock_start_locking", 2),
+        ("mmap_lock_acquire_returned", 3),
+        ("mmap_lock_released", 2),
+    ]);
+    fake
+}
+
+/// As 7.3 is: preemption is on by default.
+fn v7_3() -> Fake {
+    Fake { preempts: true, ..v6_18() }
+}
+
+fn wish(force: Option<Attach>) -> Wish {
+    Wish { force, ..Wish::default() }
+}
+
+fn of(kernel: &Fake, wish: &Wish) -> Plan {
+    plan(kernel, wish).expect("there is a plan")
+}
+
+fn chosen(kernel: &Fake, wish: &Wish) -> Vec<(Event, Option<Attach>)> {
+    of(kernel, wish).events.iter().map(|event| (event.event, event.attach)).collect()
+}
+
+fn event(plan: &Plan, event: Event) -> &EventPlan {
+    plan.event(event).expect("the event is planned")
+}
+
+/// Why `attach` was not used for `of`.
+fn why(plan: &Plan, of: Event, attach: Attach) -> &str {
+    let passed = event(plan, of).passed_over.iter().find(|passed| passed.attach == attach);
+    &passed.expect("it was passed over").why
+}
+
+fn targets<'a>(plan: &'a Plan, of: Event, program: &str) -> Vec<&'a str> {
+    let probes = event(plan, of).probes.iter().filter(|probe| probe.program == program);
+    probes.map(|probe| probe.target.as_str()).collect()
+}
+
+fn programs(plan: &Plan, of: Event) -> Vec<&str> {
+    event(plan, of).probes.iter().map(|probe| probe.program.as_str()).collect()
+}
+
+const TASKS: (Event, Option<Attach>) = (Event::TaskLife, Some(Attach::Tracepoint));
+const KIND: (Event, Option<Attach>) = (Event::FaultKind, Some(Attach::Tracepoint));
+
+#[test]
+fn a_stock_kernel_gets_the_best_way_it_has() {
+    let by = |attach| {
+        [
+            (Event::MmapLock, Some(attach)),
+            (Event::KernelFault, Some(attach)),
+            KIND,
+            (Event::FaultVma, Some(attach)),
+            TASKS,
+        ]
+    };
+    assert_eq!(chosen(&v6_1(), &wish(None)), by(Attach::Fentry), "6.1");
+    assert_eq!(chosen(&v6_12(), &wish(None)), by(Attach::Fentry), "6.12");
+    assert_eq!(chosen(&v6_18(), &wish(None)), by(Attach::Fentry), "6.18");
+    assert_eq!(chosen(&v7_3(), &wish(None)), by(Attach::Kprobe), "7.3 preempts programs");
+    let mut old = by(Attach::Kprobe);
+    old[1].1 = Some(Attach::Tracepoint);
+    assert_eq!(chosen(&v5_10(), &wish(None)), old, "5.10 has no handler lock path");
+}
+
+#[test]
+fn without_the_handlers_lock_path_the_lock_confirms_and_the_handler_tells_the_vma() {
+    let old = of(&v5_10(), &wish(None));
+    assert!(old.confirms_by_lock() && !old.vma_by_return());
+    assert_eq!(programs(&old, Event::FaultVma), ["kp_handle_mm_fault"]);
+    assert_eq!(why(&old, Event::KernelFault, Attach::Kprobe), "this kernel has no function lock_mm_and_find_vma");
+    assert_eq!(why(&old, Event::MmapLock, Attach::Fentry), "kprobe is better here");
+    assert_eq!(why(&old, Event::MmapLock, Attach::Tracepoint), "this kernel has no tracepoint mmap_lock_released");
+    let new = of(&v6_1(), &wish(None));
+    assert!(!new.confirms_by_lock() && new.vma_by_return());
+    assert_eq!(programs(&new, Event::FaultVma), ["fx_lock_mm_and_find_vma"]);
+}
+
+#[test]
+fn a_kernel_without_kprobes_works_by_the_rest() {
+    let kernel = Fake { kprobes: false, ..v7_3() };
+    let plan = of(&kernel, &wish(None));
+    assert_eq!(event(&plan, Event::MmapLock).attach, Some(Attach::Fentry));
+    assert_eq!(why(&plan, Event::MmapLock, Attach::Kprobe), "this kernel was built without kprobes");
+    assert!(plan.not_seen().iter().any(|line| line.contains("recursion_misses")), "{:?}", plan.not_seen());
+    // Nor fentry, which a policy refuses with EPERM.
+    let refusal = Refusal {
+        attach: Attach::Fentry,
+        target: "down_read".to_owned(),
+        why: "not permitted".to_owned(),
+        whole_type: true,
+    };
+    let plan = of(&kernel, &Wish { refused: vec![refusal], ..Wish::default() });
+    assert_eq!(event(&plan, Event::MmapLock).attach, Some(Attach::Tracepoint));
+    assert_eq!(why(&plan, Event::MmapLock, Attach::Fentry), "the kernel refused down_read: not permitted");
+    assert_eq!(programs(&plan, Event::MmapLock), ["tb_mmap_lock_released", "tb_mmap_lock_acquire_returned"]);
+    assert!(plan.confirms_by_lock());
+    assert_eq!(event(&plan, Event::FaultVma).attach, None);
+    let lines = plan.not_seen();
+    for part in ["around the mmap_lock wrappers", "the VMA that a faulting address lies in"] {
+        assert!(lines.iter().any(|line| line.contains(part)), "{part}: {lines:?}");
+    }
+}
+
+#[test]
+fn a_kernel_without_tracepoints_in_the_wrappers_cannot_be_forced_to_them() {
+    let kernel = v6_12().without_tracepoints("mmap_lock");
+    assert_eq!(event(&of(&kernel, &wish(None)), Event::MmapLock).attach, Some(Attach::Fentry));
+    let PlanError::Blind { event, reasons } = plan(&kernel, &wish(Some(Attach::Tracepoint))).expect_err("no such way");
+    assert_eq!(event, Event::MmapLock);
+    assert_eq!(reasons, "tracepoint: this kernel has no tracepoint mmap_lock_released");
+}
+
+#[test]
+fn without_the_exception_tracepoints_reads_and_writes_are_not_told_apart() {
+    let plan = of(&v6_12().without_tracepoints("page_fault"), &wish(None));
+    assert_eq!(event(&plan, Event::FaultKind).attach, None);
+    assert_eq!(plan.not_seen(), ["whether a faulting access was a read or a write"]);
+}
+
+#[test]
+fn without_task_life_there_is_no_plan() {
+    let blind = plan(&v6_12().without_tracepoints("sched"), &wish(None)).expect_err("tasks' ends are needed");
+    let PlanError::Blind { event, reasons } = blind;
+    assert_eq!(event, Event::TaskLife);
+    assert!(reasons.contains("tracepoint: this kernel has no tracepoint sched_process_fork"), "{reasons}");
+}
+
+#[test]
+fn preemption_and_slow_trampolines_put_kprobes_first_and_the_plan_says_what_that_hides() {
+    for kernel in [Fake { preempts: true, ..v6_12() }, Fake { own_ops: false, ..v6_12() }] {
+        let plan = of(&kernel, &wish(None));
+        assert_eq!(event(&plan, Event::MmapLock).attach, Some(Attach::Kprobe));
+        assert_eq!(plan.not_seen().len(), 1, "{:?}", plan.not_seen());
+        assert!(plan.not_seen()[0].contains("before 6.7 does not count it"));
+    }
+    assert!(of(&v6_12(), &wish(None)).not_seen().is_empty());
+}
+
+#[test]
+fn what_is_asked_for_is_used_wherever_it_can_be() {
+    for (force, lock) in [
+        (Attach::Kprobe, "kp_down_read"),
+        (Attach::Fentry, "fx_down_read"),
+        (Attach::Tracepoint, "tb_mmap_lock_released"),
+        (Attach::RawTracepoint, "tr_mmap_lock_released"),
+    ] {
+        for kernel in [v6_18(), v7_3()] {
+            let plan = of(&kernel, &wish(Some(force)));
+            assert_eq!(event(&plan, Event::MmapLock).attach, Some(force));
+            assert_eq!(event(&plan, Event::KernelFault).attach, Some(force));
+            assert!(programs(&plan, Event::MmapLock).contains(&lock), "{force:?}");
+            let vma = matches!(force, Attach::Kprobe | Attach::Fentry).then_some(force);
+            assert_eq!(event(&plan, Event::FaultVma).attach, vma, "no other type for what is not essential");
+        }
+    }
+    let plan = of(&v6_18(), &wish(Some(Attach::Tracepoint)));
+    assert_eq!(why(&plan, Event::FaultVma, Attach::Fentry), "another attach type was asked for");
+    assert_eq!(why(&plan, Event::MmapLock, Attach::Fentry), "tracepoint is better here");
+}
+
+#[test]
+fn the_cgroup_path_of_the_tracepoints_takes_other_programs() {
+    for (kernel, suffix) in [(v6_1(), "_path"), (v6_12(), "_path"), (v6_18(), "")] {
+        let plan = of(&kernel, &wish(Some(Attach::RawTracepoint)));
+        let expected = [format!("tr_mmap_lock_released{suffix}"), format!("tr_mmap_lock_acquire_returned{suffix}")];
+        assert_eq!(programs(&plan, Event::MmapLock), expected);
+    }
+}
+
+#[test]
+fn a_refused_function_closes_its_way() {
+    let refusal = Refusal {
+        attach: Attach::Fentry,
+        target: "down_read_killable".to_owned(),
+        why: "invalid argument".to_owned(),
+        whole_type: false,
+    };
+    let plan = of(&v6_12(), &Wish { refused: vec![refusal], ..Wish::default() });
+    assert_eq!(event(&plan, Event::MmapLock).attach, Some(Attach::Kprobe));
+    assert_eq!(why(&plan, Event::MmapLock, Attach::Fentry), "the kernel refused down_read_killable: invalid argument");
+    assert_eq!(event(&plan, Event::KernelFault).attach, Some(Attach::Fentry), "the other functions stay open");
+}
+
+#[test]
+fn lockdep_functions_are_hooked_where_they_exist() {
+    let plain = of(&v6_12(), &wish(Some(Attach::Kprobe)));
+    assert!(event(&plain, Event::MmapLock).probes.iter().all(|probe| PLAIN.contains(&probe.target.as_str())));
+
+    let kernel = v6_12().add(&LOCKDEP);
+    let kprobes = of(&kernel, &wish(Some(Attach::Kprobe)));
+    let at = |program| targets(&kprobes, Event::MmapLock, program);
+    assert_eq!(at("kp_down_read"), ["down_read", "down_read_nested", "down_read_non_owner"]);
+    assert_eq!(at("kp_down_write"), ["down_write", "down_write_nested", "_down_write_nest_lock"]);
+    assert_eq!(at("kr_down_read_killable"), ["down_read_killable", "down_read_killable_nested"]);
+    assert_eq!(at("kp_down_write_killable"), ["down_write_killable", "down_write_killable_nested"]);
+    assert_eq!(at("kp_up_read"), ["up_read", "up_read_non_owner"]);
+
+    let fentry = of(&kernel, &wish(None));
+    assert_eq!(event(&fentry, Event::MmapLock).attach, Some(Attach::Fentry));
+    for target in LOCKDEP {
+        let hooked = event(&fentry, Event::MmapLock).probes.iter().filter(|probe| probe.target == target);
+        assert_eq!(hooked.count(), 1, "{target}");
+    }
+    assert_eq!(targets(&fentry, Event::MmapLock, "fx_down_write_nest_lock"), ["_down_write_nest_lock"]);
+}
+
+#[test]
+fn a_lockdep_function_without_types_closes_fentry_and_leaves_no_lock_unseen() {
+    let mut kernel = v6_12().add(&LOCKDEP);
+    kernel.btf.retain(|name| *name != "down_read_nested");
+    let plan = of(&kernel, &wish(None));
+    assert_eq!(event(&plan, Event::MmapLock).attach, Some(Attach::Kprobe));
+    assert_eq!(why(&plan, Event::MmapLock, Attach::Fentry), "BTF describes no function down_read_nested");
+    assert!(targets(&plan, Event::MmapLock, "kp_down_read").contains(&"down_read_nested"));
+}
+
+#[test]
+fn a_trace_shows_waits_faults_and_the_walkers_there_are() {
+    let trace = Wish { trace: true, ..Wish::default() };
+    let plan = of(&v6_18(), &trace);
+    assert!(programs(&plan, Event::MmapLock).contains(&"fe_down_read"));
+    assert_eq!(programs(&plan, Event::PageFault), ["fe_handle_mm_fault", "fx_handle_mm_fault"]);
+    assert_eq!(targets(&plan, Event::PageWalk, "fe_walk_page_range_mm"), ["walk_page_range_mm_unsafe"]);
+    assert_eq!(targets(&plan, Event::PageWalk, "fx_walk_page_range_novma"), ["walk_page_range_debug"]);
+    assert!(plan.not_seen().is_empty(), "{:?}", plan.not_seen());
+    let old = of(&v5_10(), &trace).not_seen();
+    let walkers = old.iter().find(|line| line.contains("walkers")).expect("5.10 lacks some");
+    for missing in ["do_pagemap_scan", "walk_page_range_mm", "walk_page_range_vma"] {
+        assert!(walkers.contains(missing), "{walkers}");
+    }
+}
+
+#[test]
+fn every_way_is_attached_so_that_nothing_seen_beginning_goes_on_unseen() {
+    for kernel in [v5_10(), v6_1(), v6_18().add(&LOCKDEP), v7_3()] {
+        for force in [None, Some(Attach::Kprobe), Some(Attach::Fentry), Some(Attach::RawTracepoint)] {
+            for trace in [false, true] {
+                let Ok(plan) = plan(&kernel, &Wish { force, trace, refused: Vec::new() }) else { continue };
+                in_order(&plan);
+            }
+        }
+    }
+}
+
+/// Holds the order against the names of the targets, which the plan's own stages are not made from.
+fn in_order(plan: &Plan) {
+    let probes = plan.probes();
+    let places = |wanted: &dyn Fn(&Probe) -> bool| -> Vec<usize> {
+        (0..probes.len()).filter(|place| wanted(probes[*place])).collect()
+    };
+    let before = |first: &[usize], then: &[usize], what: &str| {
+        if let (Some(last), Some(next)) = (first.iter().max(), then.iter().min()) {
+            assert!(last < next, "{what}: {probes:?}");
+        }
+    };
+    let tasks = places(&|probe| probe.target.starts_with("sched_"));
+    let releases = places(&|probe| {
+        probe.target.starts_with("up_") || matches!(probe.target.as_str(), "downgrade_write" | "mmap_lock_released")
+    });
+    let returns = places(&|probe| probe.kind == ProgramType::Kretprobe);
+    let acquisitions = places(&|probe| {
+        let takes = probe.target.trim_start_matches('_').starts_with("down_")
+            || matches!(probe.target.as_str(), "mmap_lock_acquire_returned" | "mmap_lock_start_locking");
+        takes && probe.kind != ProgramType::Kretprobe
+    });
+    let faults = places(&|probe| probe.target.starts_with("page_fault_"));
+    assert!(!tasks.is_empty() && !releases.is_empty() && !acquisitions.is_empty());
+    before(&tasks, &releases, "task life comes first");
+    before(&releases, &acquisitions, "releases come before acquisitions");
+    before(&returns, &acquisitions, "returns come before acquisitions");
+    before(&acquisitions, &faults, "faults come last");
+    for place in places(&|probe| matches!(probe.kind, ProgramType::Kretprobe | ProgramType::Fexit)) {
+        let entry = places(&|probe| {
+            probe.target == probes[place].target && matches!(probe.kind, ProgramType::Kprobe | ProgramType::Fentry)
+        });
+        let acquires = acquisitions.contains(&place);
+        assert!(acquires || entry.iter().all(|entry| place < *entry), "a return comes before its entry: {probes:?}");
+    }
+    assert_eq!(
+        places(&|_| true).len(),
+        probes.iter().map(|probe| (&probe.program, &probe.target)).collect::<std::collections::HashSet<_>>().len()
+    );
+}
