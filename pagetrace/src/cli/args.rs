@@ -78,38 +78,45 @@ pub struct Tuning {
     pub no_lock_stacks: bool,
 }
 
-/// `check`.
+/// Where what is seen goes.
 #[derive(Debug, ClapArgs)]
-pub struct CheckArgs {
+pub struct Output {
+    /// Form of the output
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+    /// Write to this file instead of stdout
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+/// What `check` and `trace` have in common.
+#[derive(Debug, ClapArgs)]
+pub struct RunArgs {
     /// Whom.
     #[command(flatten)]
     pub target: Target,
     /// How.
     #[command(flatten)]
     pub tuning: Tuning,
-    /// Form of the report
-    #[arg(long, value_enum, default_value_t = Format::Text)]
-    pub format: Format,
-    /// Write the report to this file instead of stdout
-    #[arg(short, long, value_name = "FILE")]
-    pub output: Option<PathBuf>,
+    /// Where to.
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// `check`.
+#[derive(Debug, ClapArgs)]
+pub struct CheckArgs {
+    /// The run.
+    #[command(flatten)]
+    pub run: RunArgs,
 }
 
 /// `trace`.
 #[derive(Debug, ClapArgs)]
 pub struct TraceArgs {
-    /// Whom.
+    /// The run.
     #[command(flatten)]
-    pub target: Target,
-    /// How.
-    #[command(flatten)]
-    pub tuning: Tuning,
-    /// Form of the events
-    #[arg(long, value_enum, default_value_t = Format::Text)]
-    pub format: Format,
-    /// Write the events to this file instead of stdout
-    #[arg(short, long, value_name = "FILE")]
-    pub output: Option<PathBuf>,
+    pub run: RunArgs,
     /// Shortest wait for or hold of an mmap lock to show, microseconds
     #[arg(long, value_name = "US", default_value_t = 100)]
     pub min_us: u64,
@@ -145,22 +152,23 @@ fn ring_bytes(text: &str) -> Result<u32, String> {
     Ok(bytes)
 }
 
-impl Target {
+impl RunArgs {
     /// The run these arguments ask for.
-    pub(super) fn spec(&self, tuning: &Tuning, mut run: Run) -> Spec {
+    pub(super) fn spec(&self, mut run: Run) -> Spec {
+        let Self { target, tuning, output } = self;
         run.no_lock_stacks = tuning.no_lock_stacks;
         Spec {
             attach: tuning.attach,
             selection: Selection {
-                pids: self.pid.clone(),
-                tids: self.tid.clone(),
-                comms: self.comm.iter().cloned().collect(),
-                cgroup: self.cgroup.clone(),
+                pids: target.pid.clone(),
+                tids: target.tid.clone(),
+                comms: target.comm.iter().cloned().collect(),
+                cgroup: target.cgroup.clone(),
             },
-            argv: self.argv.clone(),
-            as_root: self.as_root,
-            stdout_is_ours: false,
-            duration: self.duration,
+            argv: target.argv.clone(),
+            as_root: target.as_root,
+            stdout_is_ours: output.format == Format::Json && output.output.is_none(),
+            duration: target.duration,
             run,
             sizes: Sizes { ring_bytes: tuning.ring_bytes, tasks: tuning.max_tasks },
         }

@@ -125,14 +125,13 @@ fn command(argv: &[std::ffi::OsString], end: CommandEnd) -> Command {
 
 /// Runs the check.
 pub(super) fn run(args: &CheckArgs) -> Result<Exit> {
-    let (mut out, style) = sink::open(args.output.as_deref())?;
+    let (mut out, style) = sink::open(args.run.output.output.as_deref())?;
     let facts = facts()?;
-    let mut spec = args.target.spec(&args.tuning, Run::default());
-    spec.stdout_is_ours = args.format == Format::Json && args.output.is_none();
+    let spec = args.run.spec(Run::default());
     let outcomes = drive(&facts, spec, &mut Quiet)?;
     let code = outcomes.command.and_then(|end| end.ended).and_then(Ended::code);
-    let report = report(&facts, &args.target.argv, outcomes);
-    let text = match args.format {
+    let report = report(&facts, &args.run.target.argv, outcomes);
+    let text = match args.run.output.format {
         Format::Text => text::render(&report, style),
         Format::Json => serde_json::to_string_pretty(&report).context("cannot encode the report")? + "\n",
     };

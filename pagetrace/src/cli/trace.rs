@@ -76,9 +76,9 @@ impl Observer for Stream {
 
 /// Runs the trace.
 pub(super) fn run(args: &TraceArgs) -> Result<Exit> {
-    let (out, style) = sink::open(args.output.as_deref())?;
+    let (out, style) = sink::open(args.run.output.output.as_deref())?;
     // A line buffer would cost a system call an event; the session's pace flushes often enough.
-    let mut stream = Stream { out: Box::new(io::LineWriter::new(out)), format: args.format, style };
+    let mut stream = Stream { out: Box::new(io::LineWriter::new(out)), format: args.run.output.format, style };
     let facts = facts()?;
     let run = Run {
         trace: true,
@@ -86,11 +86,10 @@ pub(super) fn run(args: &TraceArgs) -> Result<Exit> {
         min_fault_ns: args.min_fault_us.saturating_mul(1000),
         ..Run::default()
     };
-    let mut spec = args.target.spec(&args.tuning, run);
-    spec.stdout_is_ours = args.format == Format::Json && args.output.is_none();
+    let spec = args.run.spec(run);
     let outcomes = drive(&facts, spec, &mut stream)?;
     let code = outcomes.command.and_then(|end| end.ended).and_then(Ended::code);
-    let report = report(&facts, &args.target.argv, outcomes);
+    let report = report(&facts, &args.run.target.argv, outcomes);
     let lost: Vec<String> =
         report.loss.iter().filter(|(_, count)| **count != 0).map(|(name, count)| format!("{name} {count}")).collect();
     eprintln!(
