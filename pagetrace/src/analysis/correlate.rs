@@ -1,9 +1,11 @@
-//! Violations to findings: severity, proof by stack, one finding a distinct pair of stacks.
+//! Violations to findings: severity, proof by stack, one finding a distinct pair of stacks by function.
+//!
+//! Who does it does not tell two findings apart, nor where in a function: a pattern is the code's, not the task's.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use pagetrace_ebpf::wire::{
-    MmOwner,
+    Header, MmOwner,
     fault::{Violation, Vma, X86_PF_WRITE, violation},
     lock::{Held, held},
 };
@@ -22,24 +24,76 @@ pub trait Stacks {
     fn stack(&self, id: i32) -> Option<Vec<u64>>;
     /// Whether `address` lies in the page-fault entry code.
     fn is_fault_entry(&self, address: u64) -> bool;
+    /// Where the function begins that `address` lies in; `None` where no function is known.
+    fn function(&self, address: u64) -> Option<u64>;
 }
 
+/// What tells findings apart: functions by where they begin. An address in no known function stands for itself.
 #[derive(PartialEq, Eq, Hash)]
 struct Key {
-    tid: u32,
+    locks: Vec<Vec<u64>>,
+    access: Vec<u64>,
+    instruction: u64,
+}
+
+impl Key {
+    fn of(sighting: &Sighting, stacks: &dyn Stacks) -> Self {
+        let function = |address: u64| stacks.function(address).unwrap_or(address);
+        let functions = |stack: &[u64]| stack.iter().map(|address| function(*address)).collect();
+        Self {
+            locks: sighting.locks.iter().map(|lock| functions(&lock.stack)).collect(),
+            access: functions(&sighting.access.stack),
+            instruction: function(sighting.access.ip),
+        }
+    }
+}
+
+/// A task, as long as the kernel has it: ids and `task_struct` addresses are both used again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct TaskKey {
     task: u64,
+    tgid: u32,
+    tid: u32,
+}
+
+impl TaskKey {
+    fn of(header: &Header) -> Self {
+        Self { task: header.task, tgid: header.tgid, tid: header.tid }
+    }
+}
+
+/// One violation, before it is counted into a finding.
+struct Sighting {
     severity: Severity,
-    locks: Vec<(i32, u32)>,
-    stack: Vec<u64>,
+    task: TaskId,
+    locks: Vec<HeldLock>,
+    access: Access,
+}
+
+impl Sighting {
+    /// A finding shows the worst of its sightings: of two that are as severe, one with a writer queued.
+    fn rank(severity: Severity, locks: &[HeldLock]) -> (Severity, bool) {
+        (severity, locks.iter().any(|lock| lock.writer_queued == Some(true)))
+    }
+}
+
+/// Who took part in a finding.
+struct Seen {
+    /// Every task.
+    tasks: HashSet<TaskKey>,
+    /// The task whose sighting the finding shows.
+    shown: TaskKey,
 }
 
 /// Collects findings from records.
 #[derive(Default)]
 pub struct Correlator {
     findings: Vec<Finding>,
+    /// One entry a finding.
+    seen: Vec<Seen>,
     by_key: HashMap<Key, usize>,
     /// The finding that each task's last violation went into.
-    last_of_task: HashMap<u64, usize>,
+    last_of_task: HashMap<TaskKey, usize>,
     /// Violations that cannot be told from a benign event.
     pub uncertain: u64,
     /// Exceptions that turned out benign: the stack shows no fault handler.
@@ -55,6 +109,8 @@ pub enum Outcome {
     New(usize),
     /// Counted into a finding that was there.
     Again(usize),
+    /// As [`Outcome::Again`], and worse than all before: the finding shows this one now.
+    Worse(usize),
     /// No finding.
     None,
 }
@@ -81,10 +137,15 @@ impl Correlator {
         &self.findings
     }
 
-    /// Marks findings of a task that was found stuck.
-    pub fn mark_hung(&mut self, tid: u32) {
-        for finding in self.findings.iter_mut().filter(|finding| finding.task.tid == tid) {
-            finding.hung = true;
+    /// Marks the finding that the last violation of a task, found stuck, went into.
+    pub fn mark_hung(&mut self, pid: u32, tid: u32) {
+        let of_task = self.last_of_task.iter().filter(|(task, _)| task.tgid == pid && task.tid == tid);
+        for (_, index) in of_task {
+            if let Some(finding) = self.findings.get_mut(*index)
+                && !finding.stuck.contains(&tid)
+            {
+                finding.stuck.push(tid);
+            }
         }
     }
 
@@ -100,37 +161,15 @@ impl Correlator {
                 return Outcome::None;
             }
         }
-        let held: Vec<&Held> = record.held.iter().take(record.held_len as usize).collect();
-        // A hold that may have been given away, or never taken, proves nothing.
-        let certain: Vec<&Held> =
-            held.iter().copied().filter(|lock| lock.flags & (held::GIVEN_AWAY | held::UNSURE) == 0).collect();
+        let certain = certain(record);
         if certain.is_empty() && record.flags & violation::MORE_HELD == 0 {
             self.uncertain += 1;
             return Outcome::None;
         }
-        let severity = certain.iter().map(|lock| severity(lock, record)).max().unwrap_or(Severity::CrossMm);
-        let key = Key {
-            tid: record.header.tid,
-            task: record.header.task,
-            severity,
-            locks: certain.iter().map(|lock| (lock.stack_id, lock.flags)).collect(),
-            stack: stack.clone(),
-        };
-        if let Some(&index) = self.by_key.get(&key) {
-            if let Some(finding) = self.findings.get_mut(index) {
-                finding.count += 1;
-                finding.seen.1 = record.header.ts;
-            }
-            self.last_of_task.insert(record.header.task, index);
-            return Outcome::Again(index);
-        }
-        let locks = certain.iter().map(|lock| held_lock(lock, record, stacks)).collect();
-        let index = self.findings.len();
-        self.findings.push(Finding {
-            class: Class::FaultUnderLock,
-            severity,
+        let sighting = Sighting {
+            severity: severity_of(record),
             task: task_of(record),
-            locks,
+            locks: certain.iter().map(|lock| held_lock(lock, record, stacks)).collect(),
             access: Access {
                 address: record.address,
                 ip: record.ip,
@@ -139,19 +178,56 @@ impl Correlator {
                 vma: None,
                 stack,
             },
+        };
+        let task = TaskKey::of(&record.header);
+        let outcome = self.count(Key::of(&sighting, stacks), sighting, task, record.header.ts);
+        if let Outcome::New(index) | Outcome::Again(index) | Outcome::Worse(index) = outcome {
+            self.last_of_task.insert(task, index);
+        }
+        outcome
+    }
+
+    /// Counts a sighting into its finding, or makes it one.
+    fn count(&mut self, key: Key, sighting: Sighting, task: TaskKey, time: u64) -> Outcome {
+        let Sighting { severity, task: who, locks, access } = sighting;
+        if let Some(&index) = self.by_key.get(&key)
+            && let (Some(finding), Some(seen)) = (self.findings.get_mut(index), self.seen.get_mut(index))
+        {
+            finding.count += 1;
+            finding.seen = (finding.seen.0.min(time), finding.seen.1.max(time));
+            if seen.tasks.insert(task) {
+                finding.tasks += 1;
+            }
+            if Sighting::rank(severity, &locks) <= Sighting::rank(finding.severity, &finding.locks) {
+                return Outcome::Again(index);
+            }
+            (finding.severity, finding.task, finding.locks, finding.access) = (severity, who, locks, access);
+            seen.shown = task;
+            return Outcome::Worse(index);
+        }
+        let index = self.findings.len();
+        self.findings.push(Finding {
+            class: Class::FaultUnderLock,
+            severity,
+            task: who,
+            locks,
+            access,
             count: 1,
-            seen: (record.header.ts, record.header.ts),
-            hung: false,
+            tasks: 1,
+            seen: (time, time),
+            stuck: Vec::new(),
         });
+        self.seen.push(Seen { tasks: HashSet::from([task]), shown: task });
         self.by_key.insert(key, index);
-        self.last_of_task.insert(record.header.task, index);
         Outcome::New(index)
     }
 
     fn vma(&mut self, record: &Vma) {
-        let Some(&index) = self.last_of_task.get(&record.header.task) else { return };
-        let Some(finding) = self.findings.get_mut(index) else { return };
-        if finding.access.address != record.address {
+        let task = TaskKey::of(&record.header);
+        let Some(&index) = self.last_of_task.get(&task) else { return };
+        let (Some(finding), Some(seen)) = (self.findings.get_mut(index), self.seen.get(index)) else { return };
+        // Other tasks have other mappings at the same address.
+        if finding.access.address != record.address || seen.shown != task {
             return;
         }
         finding.access.vma = Some(VmaInfo {
@@ -162,6 +238,17 @@ impl Correlator {
             file: (record.inode != 0).then(|| name(&record.name)),
         });
     }
+}
+
+/// Locks that the task holds for certain: one that may have been given away, or never taken, proves nothing.
+fn certain(record: &Violation) -> Vec<&Held> {
+    let held = record.held.iter().take(record.held_len as usize);
+    held.filter(|lock| lock.flags & (held::GIVEN_AWAY | held::UNSURE) == 0).collect()
+}
+
+/// How bad a violation is by itself, whatever finding it belongs to.
+pub fn severity_of(record: &Violation) -> Severity {
+    certain(record).iter().map(|lock| severity(lock, record)).max().unwrap_or(Severity::CrossMm)
 }
 
 fn severity(lock: &Held, record: &Violation) -> Severity {

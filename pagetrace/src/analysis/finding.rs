@@ -128,12 +128,12 @@ pub struct Access {
     pub stack: Vec<u64>,
 }
 
-/// One distinct violation.
+/// One distinct violation: a pair of stacks, by function. Task, locks and access are those of the worst sighting.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
     /// Kind.
     pub class: Class,
-    /// How bad.
+    /// How bad, at worst.
     pub severity: Severity,
     /// Who.
     pub task: TaskId,
@@ -141,10 +141,12 @@ pub struct Finding {
     pub locks: Vec<HeldLock>,
     /// The access.
     pub access: Access,
-    /// Times it was seen: same task, same stacks, same severity.
+    /// Times it was seen.
     pub count: u64,
+    /// Tasks it was seen of.
+    pub tasks: u64,
     /// First and last time, nanoseconds of `CLOCK_MONOTONIC`.
     pub seen: (u64, u64),
-    /// The task was found stuck after it.
-    pub hung: bool,
+    /// Thread ids of the tasks that were found stuck after it.
+    pub stuck: Vec<u32>,
 }

@@ -4,6 +4,6 @@ mod correlate;
 mod finding;
 mod verdict;
 
-pub use correlate::{Correlator, Outcome, Stacks};
+pub use correlate::{Correlator, Outcome, Stacks, severity_of};
 pub use finding::{Access, Class, Finding, HeldLock, LockMode, MmId, Relation, Severity, TaskId, VmaInfo};
 pub use verdict::{Inputs, Loss, Verdict, judge};

@@ -7,4 +7,5 @@ pub mod prepare;
 mod readiness;
 pub mod session;
 pub mod settings;
+mod stacks;
 pub mod workload;

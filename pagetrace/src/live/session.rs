@@ -18,15 +18,16 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::{
     hang::{HangWatch, Suspect},
     loader::{self, AttachError, Attached, Sizes, monotonic_ns},
-    prepare::{self, Run, View, is_fault_entry},
+    prepare::{self, Run, View},
+    stacks::{LiveStacks, loaded_modules},
     workload::{
         Ended, RunAs, Workload,
         targets::{Selection, Targets},
     },
 };
 use crate::{
-    analysis::{Correlator, Outcome, Severity, Stacks},
-    kernel::{KernelFacts, kallsyms::Kallsyms, offsets::Offsets},
+    analysis::{Correlator, Outcome, Severity, severity_of},
+    kernel::{KernelFacts, offsets::Offsets},
     output::report::ReportedFinding,
     plan::{Plan, Wish, plan},
     record::Record,
@@ -143,25 +144,13 @@ fn offsets(facts: &KernelFacts) -> Result<Offsets> {
     Offsets::from_btf(btf).context("this kernel's BTF lacks what pagetrace needs")
 }
 
-struct LiveStacks<'a> {
-    attached: &'a Attached,
-    symbols: Option<&'a Kallsyms>,
-}
-
-impl Stacks for LiveStacks<'_> {
-    fn stack(&self, id: i32) -> Option<Vec<u64>> {
-        self.attached.stack(id)
-    }
-    fn is_fault_entry(&self, address: u64) -> bool {
-        self.symbols.and_then(|symbols| symbols.resolve(address)).is_some_and(|found| is_fault_entry(found.name))
-    }
-}
-
 /// The state of a run between records.
 struct Session<'a> {
     attached: Attached,
     facts: &'a KernelFacts,
     correlator: Correlator,
+    /// Those loaded when the symbols were read.
+    modules: Vec<String>,
     names: Symbolizer,
     findings: Vec<ReportedFinding>,
     watch: HangWatch,
@@ -172,11 +161,27 @@ impl Session<'_> {
     fn take(&mut self, bytes: &[Vec<u8>], observer: &mut dyn Observer) {
         for bytes in bytes {
             let record = Record::decode(bytes);
-            let stacks = LiveStacks { attached: &self.attached, symbols: self.facts.kallsyms.as_ref().ok() };
+            let stacks = LiveStacks::new(&self.attached, self.facts.kallsyms.as_ref().ok(), &self.modules);
             let outcome = self.correlator.take(&record, &stacks);
+            if let (Outcome::New(_) | Outcome::Again(_) | Outcome::Worse(_), Record::Violation(violation)) =
+                (outcome, &record)
+            {
+                // Each of a finding's tasks can get stuck in it.
+                if severity_of(violation) != Severity::CrossMm {
+                    self.watch.suspect(Suspect { pid: violation.header.tgid, tid: violation.header.tid });
+                }
+            }
             let told = match outcome {
                 Outcome::New(index) => self.new_finding(index, observer),
                 Outcome::Again(_) => Ok(()),
+                Outcome::Worse(index) => {
+                    if let Some(named) = self.name(index)
+                        && let Some(old) = self.findings.get_mut(index)
+                    {
+                        *old = named;
+                    }
+                    Ok(())
+                }
                 Outcome::None => {
                     let id = match &record {
                         Record::Wait(wait) => wait.stack_id,
@@ -194,17 +199,18 @@ impl Session<'_> {
     }
 
     fn new_finding(&mut self, index: usize, observer: &mut dyn Observer) -> io::Result<()> {
-        let Some(finding) = self.correlator.findings().get(index) else { return Ok(()) };
-        let mut stacks: Vec<&[u64]> = finding.locks.iter().map(|lock| lock.stack.as_slice()).collect();
-        stacks.push(&finding.access.stack);
-        self.names.cover(&stacks);
-        let named = ReportedFinding::name(finding, &self.names);
-        if finding.severity != Severity::CrossMm {
-            self.watch.suspect(Suspect { pid: finding.task.pid, tid: finding.task.tid });
-        }
+        let Some(named) = self.name(index) else { return Ok(()) };
         let told = observer.finding(index + 1, &named);
         self.findings.push(named);
         told
+    }
+
+    fn name(&mut self, index: usize) -> Option<ReportedFinding> {
+        let finding = self.correlator.findings().get(index)?;
+        let mut stacks: Vec<&[u64]> = finding.locks.iter().map(|lock| lock.stack.as_slice()).collect();
+        stacks.push(&finding.access.stack);
+        self.names.cover(&stacks);
+        Some(ReportedFinding::name(finding, &self.names))
     }
 
     fn drain(&mut self, observer: &mut dyn Observer) {
@@ -290,6 +296,7 @@ pub async fn run(facts: &KernelFacts, mut spec: Spec, observer: &mut dyn Observe
         attached,
         facts,
         correlator: Correlator::default(),
+        modules: loaded_modules(),
         names: Symbolizer::new("/proc/kallsyms".into()),
         findings: Vec::new(),
         watch: HangWatch::new("/proc".into()),
@@ -339,7 +346,7 @@ pub async fn run(facts: &KernelFacts, mut spec: Spec, observer: &mut dyn Observe
             Wake::Tick => {
                 let now = Instant::now();
                 for suspect in session.watch.stuck(now) {
-                    session.correlator.mark_hung(suspect.tid);
+                    session.correlator.mark_hung(suspect.pid, suspect.tid);
                     // Only what the command started is ours to end.
                     let Some(command) = command.as_mut().filter(|_| session.attached.is_target(suspect.pid)) else {
                         observer.note(&format!("task {} is stuck on an mmap lock", suspect.tid));

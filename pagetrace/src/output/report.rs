@@ -111,13 +111,17 @@ pub struct ReportedFinding {
     pub severity: Severity,
     /// Times it was seen.
     pub count: u64,
+    /// Tasks it was seen of.
+    pub tasks: u64,
     /// First and last time, nanoseconds of `CLOCK_MONOTONIC`.
     pub first_seen_ns: u64,
     /// See there.
     pub last_seen_ns: u64,
-    /// The task was found stuck.
+    /// A task was found stuck.
     pub hung: bool,
-    /// Who.
+    /// Thread ids of those that were.
+    pub stuck_tids: Vec<u32>,
+    /// Who, in the worst case seen; so are locks and access.
     pub task: Task,
     /// Locks held, outermost first.
     pub locks: Vec<Lock>,
@@ -239,15 +243,17 @@ fn lock(held: &HeldLock, names: &Symbolizer) -> Lock {
 impl ReportedFinding {
     /// Names a finding. Call it soon after the event: modules and BPF programs go, and their names with them.
     pub fn name(finding: &Finding, names: &Symbolizer) -> Self {
-        let Finding { class, severity, task, locks, access, count, seen, hung } = finding;
+        let Finding { class, severity, task, locks, access, count, tasks, seen, stuck } = finding;
         let instruction = names.frames(&[access.ip]).into_iter().next();
         Self {
             class: *class,
             severity: *severity,
             count: *count,
+            tasks: *tasks,
             first_seen_ns: seen.0,
             last_seen_ns: seen.1,
-            hung: *hung,
+            hung: !stuck.is_empty(),
+            stuck_tids: stuck.clone(),
             task: Task { pid: task.pid, tid: task.tid, comm: task.comm.clone(), kernel_thread: task.kernel_thread },
             locks: locks.iter().map(|held| lock(held, names)).collect(),
             fault: Fault {
@@ -272,8 +278,11 @@ impl ReportedFinding {
     /// Takes over what changed since it was named.
     pub fn update(&mut self, finding: &Finding) {
         self.count = finding.count;
+        self.first_seen_ns = finding.seen.0;
         self.last_seen_ns = finding.seen.1;
-        self.hung = finding.hung;
+        self.tasks = finding.tasks;
+        self.hung = !finding.stuck.is_empty();
+        self.stuck_tids.clone_from(&finding.stuck);
         self.fault.vma = finding.access.vma.as_ref().map(vma);
     }
 }

@@ -123,14 +123,22 @@ fn write_finding(out: &mut String, number: usize, finding: &ReportedFinding, sty
     let severity = style.severity(finding.severity);
     writeln!(out, "#{number} fault-under-lock, {severity}: {}", finding.summary)?;
     let kind = if finding.task.kernel_thread { " (kernel thread)" } else { "" };
-    let times = if finding.count == 1 { "once".to_owned() } else { format!("{} times", finding.count) };
+    let mut times = if finding.count == 1 { "once".to_owned() } else { format!("{} times", finding.count) };
+    if finding.tasks > 1 {
+        times.push_str(&format!(", of {} tasks", finding.tasks));
+    }
     writeln!(
         out,
         "  task     {} pid {} tid {}{kind}, seen {times}",
         finding.task.comm, finding.task.pid, finding.task.tid
     )?;
     if finding.hung {
-        writeln!(out, "  {}", style.paint("1;31", "the task is stuck: it never got the lock that its fault needs"))?;
+        let tids: Vec<String> = finding.stuck_tids.iter().map(ToString::to_string).collect();
+        let stuck = match tids.as_slice() {
+            [_] if finding.tasks == 1 => "the task is stuck: it never got the lock that its fault needs".to_owned(),
+            _ => format!("stuck, since the lock that the fault needs was never got: tid {}", tids.join(", ")),
+        };
+        writeln!(out, "  {}", style.paint("1;31", &stuck))?;
     }
     let fault = &finding.fault;
     let access = match fault.write {

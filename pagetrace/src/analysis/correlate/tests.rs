@@ -13,6 +13,10 @@ impl Stacks for Fake {
     fn is_fault_entry(&self, address: u64) -> bool {
         address == 0xfa17
     }
+    fn function(&self, address: u64) -> Option<u64> {
+        // Functions of 256 bytes; nothing is known of what lies high.
+        (address < 0xffff_0000).then_some(address & !0xff)
+    }
 }
 
 const OWN: u64 = 0xa000;
@@ -81,24 +85,124 @@ fn a_lock_that_may_have_been_given_away_accuses_nobody() {
     assert_eq!(correlator.findings()[0].locks.len(), 1);
 }
 
-#[test]
-fn the_same_stacks_of_the_same_task_are_one_finding() {
+fn all(records: &[Violation]) -> Correlator {
     let mut correlator = Correlator::default();
-    let mut record = violation(&[lock(OWN, held::READ)]);
-    for ts in [150, 160, 170] {
-        record.header.ts = ts;
-        correlator.take(&Record::Violation(Box::new(record)), &Fake);
+    for record in records {
+        correlator.take(&Record::Violation(Box::new(*record)), &Fake);
     }
-    record.header.tid = 12;
-    correlator.take(&Record::Violation(Box::new(record)), &Fake);
-    let [first, second] = correlator.findings() else { panic!("two findings") };
-    assert_eq!((first.count, first.seen, second.count), (3, (150, 170), 1));
+    correlator
+}
+
+/// As [`violation`], by another task.
+fn by(task: u64, held: &[Held]) -> Violation {
+    let mut record = violation(held);
+    record.header.task = task;
+    record.header.tid = u32::try_from(task).unwrap();
+    record.header.tgid = record.header.tid;
+    record
+}
+
+#[test]
+fn the_same_pair_of_stacks_is_one_finding_whoever_does_it() {
+    let mut records: Vec<Violation> = (100..1100).map(|task| by(task, &[lock(OWN, held::READ)])).collect();
+    for (record, ts) in records.iter_mut().zip(1000..) {
+        record.header.ts = ts;
+    }
+    records.push(records[5]);
+    let correlator = all(&records);
+    let [finding] = correlator.findings() else { panic!("{} findings", correlator.findings().len()) };
+    assert_eq!((finding.count, finding.tasks, finding.seen), (1001, 1000, (1000, 1999)));
+    assert_eq!(finding.task.tid, 100, "the first of those that are equally bad is shown");
+}
+
+#[test]
+fn an_id_used_again_is_another_task() {
+    let mut records = [by(100, &[lock(OWN, held::READ)]); 3];
+    records[1].header.task = 7;
+    records[2].header.tid = 8;
+    assert_eq!(all(&records).findings()[0].tasks, 3);
+}
+
+#[test]
+fn where_in_a_function_does_not_tell_findings_apart_but_the_function_does() {
+    let held = [lock(OWN, held::READ)];
+    let (mut inner, mut caller) = (violation(&held), violation(&held));
+    inner.stack[1] = 0x99;
+    caller.stack[1] = 0x152;
+    let correlator = all(&[violation(&held), inner]);
+    assert_eq!((correlator.findings().len(), correlator.findings()[0].count), (1, 2));
+    assert_eq!(all(&[violation(&held), caller]).findings().len(), 2, "another function on the access stack");
+
+    let mut elsewhere = violation(&held);
+    elsewhere.ip = 0x1234;
+    assert_eq!(all(&[violation(&held), elsewhere]).findings().len(), 2, "another function's instruction");
+
+    let (mut same_function, mut other_function) = (held, held);
+    same_function[0].stack_id = 9;
+    other_function[0].stack_id = 0x100;
+    assert_eq!(all(&[violation(&held), violation(&same_function)]).findings().len(), 1);
+    assert_eq!(all(&[violation(&held), violation(&other_function)]).findings().len(), 2, "locked by another function");
+
+    let mut unknown = [violation(&held), violation(&held)];
+    unknown[0].stack[1] = 0xffff_0010;
+    unknown[1].stack[1] = 0xffff_0020;
+    assert_eq!(all(&unknown).findings().len(), 2, "addresses in no known function stand for themselves");
+}
+
+#[test]
+fn a_finding_shows_its_worst_sighting() {
+    let mut queued = lock(OWN, held::READ);
+    queued.count = RWSEM_WAITERS;
+    let records = [
+        by(1, &[lock(OTHER, held::READ)]),
+        by(2, &[lock(OWN, held::READ)]),
+        by(3, &[queued]),
+        by(4, &[lock(OWN, held::READ)]),
+        by(5, &[lock(OTHER, held::WRITE)]),
+    ];
+    let mut correlator = Correlator::default();
+    let outcomes: Vec<Outcome> =
+        records.iter().map(|record| correlator.take(&Record::Violation(Box::new(*record)), &Fake)).collect();
+    let expected = [Outcome::New(0), Outcome::Worse(0), Outcome::Worse(0), Outcome::Again(0), Outcome::Again(0)];
+    assert_eq!(outcomes, expected);
+    let finding = &correlator.findings()[0];
+    assert_eq!((finding.severity, finding.count, finding.tasks), (Severity::RecursiveRead, 5, 5));
+    assert_eq!((finding.task.tid, finding.locks[0].writer_queued), (3, Some(true)));
+    assert_eq!(finding.locks[0].mm.address, OWN, "task, locks and access are of one sighting");
+}
+
+#[test]
+fn who_is_stuck_is_told_of_the_finding_it_got_stuck_in() {
+    let mut other = by(2, &[lock(OWN, held::READ)]);
+    other.stack[1] = 0x152;
+    let mut correlator = all(&[by(1, &[lock(OWN, held::READ)]), by(2, &[lock(OWN, held::READ)]), other]);
+    correlator.mark_hung(1, 1);
+    correlator.mark_hung(1, 1);
+    correlator.mark_hung(3, 2);
+    let stuck: Vec<&[u32]> = correlator.findings().iter().map(|finding| finding.stuck.as_slice()).collect();
+    assert_eq!(stuck, [&[1][..], &[]], "once, and only that process's thread");
+    correlator.mark_hung(2, 2);
+    assert_eq!(correlator.findings()[1].stuck, [2], "the last violation is the one that hangs");
+}
+
+#[test]
+fn a_vma_of_a_task_that_is_not_shown_is_not_shown() {
+    let mut correlator = all(&[by(1, &[lock(OWN, held::READ)]), by(2, &[lock(OWN, held::READ)])]);
+    let vma = |task: u64| {
+        let header = by(task, &[]).header;
+        Record::Vma(Vma { header, address: 0x7000, start: 0x7000 + task, ..Vma::default() })
+    };
+    correlator.take(&vma(2), &Fake);
+    assert_eq!(correlator.findings()[0].access.vma, None);
+    correlator.take(&vma(1), &Fake);
+    assert_eq!(correlator.findings()[0].access.vma.as_ref().map(|vma| vma.start), Some(0x7001));
 }
 
 #[test]
 fn a_vma_goes_to_the_violation_it_belongs_to() {
     let (mut correlator, _) = take(violation(&[lock(OWN, held::READ)]));
-    let mut vma = Vma { header: Header { task: 1, ..Header::default() }, address: 0x9999, ..Vma::default() };
+    let header = Header { task: 1, tid: 11, tgid: 10, ..Header::default() };
+    let mut vma = Vma { header, address: 0x9999, ..Vma::default() };
     correlator.take(&Record::Vma(vma), &Fake);
     assert_eq!(correlator.findings()[0].access.vma, None, "another address");
     vma.address = 0x7000;
