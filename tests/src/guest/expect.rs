@@ -55,6 +55,25 @@ pub const BPF: &[Expected] = &[
     own("uprobe-fault", "bpf_find_vma holds the current process's lock while its callback runs"),
 ];
 
+/// A case that hangs: what must be said of it.
+#[derive(Debug, Clone, Copy)]
+pub struct Hanging {
+    /// The case.
+    pub case: &'static str,
+    /// The finding's severity.
+    pub severity: &'static str,
+    /// How the lock is held.
+    pub mode: &'static str,
+    /// Whether a writer is queued behind it; only a reader's lock tells.
+    pub writer_queued: Option<bool>,
+}
+
+/// The cases that do not end by themselves.
+pub const HANGING: &[Hanging] = &[
+    Hanging { case: "write-own", severity: "deadlock", mode: "write", writer_queued: None },
+    Hanging { case: "writer-queued", severity: "recursive-read", mode: "read", writer_queued: Some(true) },
+];
+
 impl Expected {
     /// Whether `address` is one that the case touches.
     #[must_use]
@@ -88,5 +107,11 @@ mod tests {
         let cases: HashSet<_> = module.chain(bpf).collect();
         assert_eq!(rows.len(), cases.len());
         assert_eq!(rows.into_iter().collect::<HashSet<_>>(), cases);
+    }
+
+    #[test]
+    fn every_hanging_case_has_a_row() {
+        let hanging = CASES.iter().filter(|case| case.kind == Kind::Hanging).map(|case| case.name);
+        assert_eq!(HANGING.iter().map(|row| row.case).collect::<Vec<_>>(), hanging.collect::<Vec<_>>());
     }
 }

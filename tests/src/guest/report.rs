@@ -1,9 +1,11 @@
 //! Holds a report of pagetrace against what is expected. Pure.
 
+use std::collections::HashSet;
+
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use super::expect::Expected;
+use super::expect::{Expected, Hanging};
 use crate::fixture::cases;
 
 /// The report in what a run wrote to its standard output.
@@ -46,39 +48,97 @@ fn hex(value: &Value) -> Option<u64> {
     u64::from_str_radix(text(value).strip_prefix("0x")?, 16).ok()
 }
 
-/// Whether the report has what is expected of a case, and nothing else about it.
+/// Whether the report has what is expected of a case, and nothing else about it. `vma` says whether the attach type shows
+/// the VMA of a fault.
 ///
 /// # Errors
 /// The first difference.
-pub fn matches(report: &Value, expected: &Expected) -> Result<()> {
+pub fn matches(report: &Value, expected: &Expected, vma: bool) -> Result<()> {
     let name = cases::comm_of(expected.case);
     let found: Vec<_> = list(&report["findings"]).iter().filter(|finding| comm(finding) == name).collect();
     ensure!(!found.is_empty(), "not found, but should be: {}", expected.reason);
-    found.into_iter().try_for_each(|finding| finding_matches(finding, expected))
+    // A case of the module locks in one place and touches memory in one; the BPF iterator locks in several.
+    let one = cases::find(expected.case).is_none() || found.len() == 1;
+    ensure!(one, "one pair of stacks gave {} findings", found.len());
+    found.into_iter().try_for_each(|finding| finding_matches(finding, expected, vma))
 }
 
-fn finding_matches(finding: &Value, expected: &Expected) -> Result<()> {
+fn finding_matches(finding: &Value, expected: &Expected, vma: bool) -> Result<()> {
     let class = text(&finding["class"]);
     ensure!(class == "fault-under-lock", "the class is {class}");
     let severity = text(&finding["severity"]);
     ensure!(severity == expected.severity, "the severity is {severity}, not {}", expected.severity);
     ensure!(finding["hung"] == false, "it is said to hang");
     ensure!(finding["count"].as_u64().is_some_and(|count| count > 0), "the count is {}", finding["count"]);
+    ensure!(finding["tasks"] == 1, "one task does it, and the report says {}", finding["tasks"]);
+    ensure!(!text(&finding["advice"]).is_empty(), "there is no advice");
     let locks = list(&finding["locks"]);
     ensure!(locks.len() == expected.locks, "{} locks are held, not {}", locks.len(), expected.locks);
+    let mut owners = HashSet::new();
     for lock in locks {
         let (mode, relation) = (text(&lock["mode"]), text(&lock["relation"]));
         ensure!(mode == expected.mode, "the lock is held for {mode}, not {}", expected.mode);
         ensure!(relation == expected.relation, "the lock is {relation}, not {}", expected.relation);
         let same = lock["mm"] == finding["fault"]["mm"];
         ensure!(same == (relation == "own"), "the lock is {relation}, but its mm and the fault's say otherwise");
+        owners.insert(owned(lock, finding, expected.case)?);
         symbolized(&lock["stack"]).context("the lock's stack")?;
+        ensure!(lock["held_ns"].as_u64().is_some_and(|time| time > 0), "the lock is held for {}", lock["held_ns"]);
     }
+    ensure!(owners.len() == locks.len(), "several locks are said to be of one process");
     let fault = &finding["fault"];
     let address = hex(&fault["address"]).with_context(|| format!("the address is {}", fault["address"]))?;
     ensure!(expected.touches(address), "the address is {address:#x}, which the case does not touch");
     ensure!(fault["write"] == expected.write, "the access is a write: {}", fault["write"]);
+    let owner = text(&fault["owner"]["comm"]);
+    ensure!(owner == cases::comm_of(expected.case), "the faulting mm is said to be {owner:?}'s");
     symbolized(&fault["stack"]).context("the fault's stack")?;
+    if vma {
+        let (start, end) = (hex(&fault["vma"]["start"]), hex(&fault["vma"]["end"]));
+        let inside = start.zip(end).is_some_and(|(start, end)| (start..end).contains(&address));
+        ensure!(inside, "the VMA is {}, and the address {address:#x}", fault["vma"]);
+        ensure!(text(&fault["vma"]["perms"]) == "rw-p", "the VMA is {}", fault["vma"]);
+    }
+    Ok(())
+}
+
+/// The process whose lock it is said to be, when that can be true.
+fn owned(lock: &Value, finding: &Value, case: &str) -> Result<u64> {
+    let owner = &lock["owner"];
+    let (pid, comm) = (owner["pid"].as_u64(), text(&owner["comm"]));
+    let pid = pid.filter(|pid| *pid > 0).with_context(|| format!("the owner is {owner}"))?;
+    let own = lock["relation"] == "own";
+    // The other processes are fixture programs that have not taken a case's name.
+    let expected = if own { cases::comm_of(case) } else { "pagetrace-fixtu".to_owned() };
+    ensure!(comm == expected, "the owner is called {comm:?}, not {expected:?}");
+    // A kernel thread that uses an address space does not own it.
+    let itself = own && finding["task"]["kernel_thread"] == false;
+    let task = finding["task"]["pid"].as_u64();
+    ensure!((task == Some(pid)) == itself, "the owner is process {pid}, and the task of {task:?}");
+    Ok(pid)
+}
+
+/// Whether the report says what a hanging case is: that the command hung, and in what.
+///
+/// # Errors
+/// The first difference.
+pub fn hangs(report: &Value, expected: &Hanging) -> Result<()> {
+    ensure!(report["command"]["hung"] == true, "the command is not said to hang: {}", report["command"]);
+    let name = cases::comm_of(expected.case);
+    let finding = list(&report["findings"]).iter().find(|finding| comm(finding) == name).context("not found")?;
+    let severity = text(&finding["severity"]);
+    ensure!(severity == expected.severity, "the severity is {severity}, not {}", expected.severity);
+    ensure!(finding["hung"] == true, "the finding is not said to hang");
+    let (stuck, tid) = (list(&finding["stuck_tids"]), &finding["task"]["tid"]);
+    ensure!(stuck.contains(tid), "the stuck tasks are {stuck:?}, and the finding's is {tid}");
+    ensure!(!text(&finding["advice"]).is_empty(), "there is no advice");
+    let lock = &finding["locks"][0];
+    ensure!(lock["mode"] == expected.mode, "the lock is held for {}", lock["mode"]);
+    ensure!(lock["relation"] == "own", "the lock is {}", lock["relation"]);
+    ensure!(lock["held_ns"].as_u64().is_some_and(|time| time > 0), "the lock is held for {}", lock["held_ns"]);
+    let queued = lock["writer_queued"].as_bool();
+    ensure!(queued == expected.writer_queued, "a writer is queued: {}", lock["writer_queued"]);
+    owned(lock, finding, expected.case)?;
     Ok(())
 }
 
@@ -107,16 +167,28 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::guest::expect::MODULE;
+    use crate::guest::expect::{HANGING, MODULE};
 
     fn read_own() -> Value {
         let address = cases::page_of("read-own").unwrap_or_default() + cases::OFFSET;
         let stack = json!([{"addr": "0x1", "symbol": "ptf_read_own", "offset": 1, "module": "pagetrace_fixture"}]);
+        let owner = json!({"pid": 1, "comm": "ptf-read-own"});
         json!({"schema": "pagetrace.report/1", "verdict": "findings", "findings": [{
-            "class": "fault-under-lock", "severity": "recursive-read", "count": 1, "hung": false,
-            "task": {"pid": 1, "tid": 1, "comm": "ptf-read-own"},
-            "locks": [{"mm": "0x10", "relation": "own", "mode": "read", "stack": stack}],
-            "fault": {"address": format!("{address:#x}"), "write": false, "mm": "0x10", "stack": stack}}]})
+            "class": "fault-under-lock", "severity": "recursive-read", "count": 1, "tasks": 1, "hung": false,
+            "advice": "Do not.",
+            "task": {"pid": 1, "tid": 1, "comm": "ptf-read-own", "kernel_thread": false},
+            "locks": [{"mm": "0x10", "relation": "own", "owner": owner, "mode": "read", "held_ns": 1, "stack": stack}],
+            "fault": {"address": format!("{address:#x}"), "write": false, "mm": "0x10", "owner": owner, "stack": stack,
+                "vma": {"start": format!("{:#x}", address & !0xfff), "end": format!("{:#x}", (address | 0xfff) + 1),
+                    "perms": "rw-p"}}}]})
+    }
+
+    fn write_own() -> Value {
+        json!({"command": {"hung": true}, "findings": [{
+            "severity": "deadlock", "hung": true, "stuck_tids": [1], "advice": "Do not.",
+            "task": {"pid": 1, "tid": 1, "comm": "ptf-write-own", "kernel_thread": false},
+            "locks": [{"relation": "own", "owner": {"pid": 1, "comm": "ptf-write-own"}, "mode": "write", "held_ns": 1,
+                "writer_queued": null}]}]})
     }
 
     #[test]
@@ -129,19 +201,58 @@ mod tests {
 
     #[test]
     fn every_field_counts() {
-        assert!(matches(&read_own(), &MODULE[0]).is_ok());
-        assert!(matches(&read_own(), &MODULE[1]).is_err());
+        assert!(matches(&read_own(), &MODULE[0], true).is_ok());
+        assert!(matches(&read_own(), &MODULE[1], true).is_err());
         for (pointer, wrong) in [
             ("/findings/0/severity", json!("cross-mm")),
             ("/findings/0/locks/0/mode", json!("write")),
             ("/findings/0/locks/0/mm", json!("0x11")),
             ("/findings/0/fault/address", json!("0x1a0000000000")),
             ("/findings/0/fault/stack", json!([])),
+            ("/findings/0/fault/owner", json!(null)),
+            ("/findings/0/tasks", json!(2)),
+            ("/findings/0/advice", json!("")),
+            ("/findings/0/locks/0/held_ns", json!(0)),
+            ("/findings/0/locks/0/owner/pid", json!(2)),
+            ("/findings/0/locks/0/owner/comm", json!("init")),
             ("/findings/0/locks/0/stack/0/symbol", json!(null)),
         ] {
             let mut report = read_own();
             *report.pointer_mut(pointer).expect("the field is there") = wrong;
-            assert!(matches(&report, &MODULE[0]).is_err(), "{pointer}");
+            assert!(matches(&report, &MODULE[0], true).is_err(), "{pointer}");
+        }
+        let mut twice = read_own();
+        twice["findings"] = json!([twice["findings"][0], twice["findings"][0]]);
+        assert!(matches(&twice, &MODULE[0], true).is_err(), "two findings of one pair of stacks");
+    }
+
+    #[test]
+    fn the_vma_counts_where_it_is_shown() {
+        for wrong in [json!(null), json!({"start": "0x1000", "end": "0x2000", "perms": "rw-p"})] {
+            let mut report = read_own();
+            report["findings"][0]["fault"]["vma"] = wrong;
+            assert!(matches(&report, &MODULE[0], true).is_err());
+            assert!(matches(&report, &MODULE[0], false).is_ok());
+        }
+    }
+
+    #[test]
+    fn a_hang_is_told_with_its_reason() {
+        assert!(hangs(&write_own(), &HANGING[0]).is_ok());
+        assert!(hangs(&write_own(), &HANGING[1]).is_err());
+        for (pointer, wrong) in [
+            ("/command/hung", json!(false)),
+            ("/findings/0/hung", json!(false)),
+            ("/findings/0/stuck_tids", json!([2])),
+            ("/findings/0/advice", json!("")),
+            ("/findings/0/locks/0/mode", json!("read")),
+            ("/findings/0/locks/0/writer_queued", json!(true)),
+            ("/findings/0/locks/0/held_ns", json!(0)),
+            ("/findings/0/locks/0/owner/pid", json!(2)),
+        ] {
+            let mut report = write_own();
+            *report.pointer_mut(pointer).expect("the field is there") = wrong;
+            assert!(hangs(&report, &HANGING[0]).is_err(), "{pointer}");
         }
     }
 
