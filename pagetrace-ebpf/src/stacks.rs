@@ -1,25 +1,143 @@
-//! Stacks of lock acquisitions, by id.
+//! Stacks of lock acquisitions, by id; unwound only where no shortcut knows the chain.
 
-use aya_ebpf::{EbpfContext, helpers::generated::bpf_get_stackid, macros::map, maps::StackTrace};
-use pagetrace_ebpf::wire::{counter, setting};
+use aya_ebpf::{
+    EbpfContext,
+    helpers::generated::{bpf_get_stack, bpf_get_stackid, bpf_probe_read_kernel},
+    macros::map,
+    maps::{Array, StackTrace},
+    programs::{
+        BtfTracePointContext, FEntryContext, FExitContext, ProbeContext, RawTracePointContext, RetProbeContext,
+    },
+};
+use pagetrace_ebpf::wire::{
+    counter, kind, setting,
+    unwind::{self, MAX_FRAMES, SAMPLE_FRAMES, SAMPLE_WORDS, SHORTCUTS, Sample, Shortcut, WAYS},
+};
 
-use crate::{kernel::setting, state::count};
+use crate::{
+    kernel::{read, setting},
+    state::{RECORDS, count},
+};
 
 /// Stacks, by id.
 #[map]
 static STACKS: StackTrace = StackTrace::with_max_entries(16384, 0);
 
+/// Chains the loader has learnt. An entry is written once and never changed: one half written fails the comparison.
+#[map]
+static SHORTCUTS_OF: Array<Shortcut> = Array::with_max_entries(SHORTCUTS as u32, 0);
+
+/// Bytes from a program's context to the first return address, and one; by kind of program. 0 until learnt.
+#[map]
+static DISTANCES: Array<u64> = Array::with_max_entries(unwind::kind::LEN, 0);
+
+/// Samples taken, by place.
+#[map]
+static SAMPLED: Array<u32> = Array::with_max_entries(SHORTCUTS as u32, 0);
+
+/// Farther than a sample reaches, and all bits set.
+const MAX_DISTANCE: u64 = 1023;
+const _: () = assert!(MAX_DISTANCE as usize + 1 >= SAMPLE_WORDS * 8);
+
+/// Words of a sample read at once.
+const PIECE: usize = 8;
+
 /// `EEXIST`.
 const EEXIST: i32 = -17;
 
+/// The context of a program, as the way to the stack it runs on.
+pub(crate) trait Probed: EbpfContext {
+    /// One of [`unwind::kind`].
+    const KIND: u32;
+
+    /// An address on the stack, at a fixed distance below the probed function's return address.
+    fn on_stack(&self) -> u64 {
+        self.as_ptr() as u64
+    }
+}
+
+impl Probed for BtfTracePointContext {
+    const KIND: u32 = unwind::kind::BTF_TRACEPOINT;
+}
+impl Probed for RawTracePointContext {
+    const KIND: u32 = unwind::kind::RAW_TRACEPOINT;
+}
+impl Probed for FEntryContext {
+    const KIND: u32 = unwind::kind::FENTRY;
+}
+impl Probed for FExitContext {
+    const KIND: u32 = unwind::kind::FEXIT;
+}
+impl Probed for RetProbeContext {
+    const KIND: u32 = unwind::kind::NONE;
+}
+impl Probed for ProbeContext {
+    const KIND: u32 = unwind::kind::KPROBE;
+
+    #[inline(always)]
+    fn on_stack(&self) -> u64 {
+        // SAFETY: the context is the registers that the kernel saved for this program.
+        unsafe { (*self.regs).rsp }
+    }
+}
+
 /// Stores the current kernel stack and returns its id, or a negative errno.
-///
-/// Two stacks can meet in one bucket. Without its first frame, which is a probe's own, the second goes to another.
 #[inline(always)]
-pub(crate) fn stack_id(ctx: &impl EbpfContext) -> i32 {
+pub(crate) fn stack_id<C: Probed>(ctx: &C) -> i32 {
     if setting(setting::LOCK_STACKS) == 0 {
         return -1;
     }
+    if C::KIND == unwind::kind::NONE {
+        return unwound(ctx);
+    }
+    let distance = DISTANCES.get(C::KIND).copied().unwrap_or(0);
+    let mut place = 0;
+    if distance != 0 {
+        // The verifier takes only a bounded sum with a context.
+        let distance = core::hint::black_box(distance - 1) & MAX_DISTANCE;
+        let from = ctx.on_stack().wrapping_add(distance);
+        let first = read(from).unwrap_or(0);
+        place = unwind::place(first);
+        for way in 0..WAYS {
+            let code = known(from, first, place ^ way);
+            if code != 0 {
+                return code.wrapping_sub(1) as i32;
+            }
+        }
+    }
+    let id = unwound(ctx);
+    if id >= 0 {
+        sample(ctx, place, id);
+    }
+    id
+}
+
+/// The code of the shortcut at `place` if the stack shows its chain `from` here on, or 0. `first` is the word there.
+#[inline(always)]
+fn known(from: u64, first: u64, place: u32) -> u32 {
+    let Some(shortcut) = SHORTCUTS_OF.get(place) else { return 0 };
+    if shortcut.frames == 0 || shortcut.frames > MAX_FRAMES as u32 || shortcut.ip[0] != first {
+        return 0;
+    }
+    for index in 1..MAX_FRAMES as u32 {
+        if index >= shortcut.frames {
+            break;
+        }
+        let index = core::hint::black_box(index) as usize & (MAX_FRAMES - 1);
+        // SAFETY: the index is masked to the arrays' length, a power of two.
+        let (at, ip) = unsafe { (*shortcut.at.as_ptr().add(index), *shortcut.ip.as_ptr().add(index)) };
+        if ip == 0 || read(from.wrapping_add(u64::from(at) * 8)) != Some(ip) {
+            return 0;
+        }
+    }
+    shortcut.stack_code
+}
+
+/// Unwinds.
+///
+/// Two stacks can meet in one bucket. Without its first frame, which is a probe's own, the second goes to another.
+#[inline(always)]
+fn unwound(ctx: &impl EbpfContext) -> i32 {
     let mut id = EEXIST;
     for skip in 0..3 {
         // SAFETY: the context is the one the program was called with, the map a stack map.
@@ -32,4 +150,38 @@ pub(crate) fn stack_id(ctx: &impl EbpfContext) -> i32 {
         count(counter::STACK_UNREADABLE);
     }
     id
+}
+
+/// Lets the loader learn the chain: the first few times, then now and then. One that is not taken is no loss: the
+/// next acquisition is unwound as this one was.
+#[inline(always)]
+fn sample<C: Probed>(ctx: &C, place: u32, stack_id: i32) {
+    let Some(sampled) = SAMPLED.get_ptr_mut(place) else { return };
+    // SAFETY: the pointer is into the map; a count that another CPU overwrites does no harm.
+    let times = unsafe {
+        *sampled = (*sampled).wrapping_add(1);
+        *sampled
+    };
+    if times > 16 && times & 1023 != 0 {
+        return;
+    }
+    let Some(mut entry) = RECORDS.reserve::<Sample>(0) else { return };
+    // SAFETY: every field is written below before the record is submitted.
+    let record = unsafe { &mut *entry.as_mut_ptr() };
+    record.kind = kind::UNWIND_SAMPLE;
+    record.program = C::KIND;
+    record.stack_id = stack_id;
+    // SAFETY: the buffers are the record's own and have these sizes; what a helper cannot fill it zeroes.
+    unsafe {
+        record.frames_len =
+            bpf_get_stack(ctx.as_ptr(), record.frames.as_mut_ptr().cast(), (SAMPLE_FRAMES * 8) as u32, 0) as i32;
+        let from = ctx.on_stack();
+        // In pieces, since nothing can be read past the end of the stack.
+        for piece in 0..SAMPLE_WORDS / PIECE {
+            let to: *mut u64 = record.words.as_mut_ptr().add(piece * PIECE);
+            let from = from.wrapping_add((piece * PIECE * 8) as u64);
+            bpf_probe_read_kernel(to.cast(), (PIECE * 8) as u32, from as *const _);
+        }
+    }
+    entry.submit(0);
 }

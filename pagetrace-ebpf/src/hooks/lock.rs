@@ -5,7 +5,7 @@
 //! whoever's `current->mm` it is; a release by a task that holds nothing was handed to it, or is older than the
 //! tracing.
 
-use aya_ebpf::{EbpfContext, macros::map, maps::HashMap};
+use aya_ebpf::{macros::map, maps::HashMap};
 use pagetrace_ebpf::wire::{
     counter, kind,
     lock::{Hold, MAX_HELD, Wait, held},
@@ -15,7 +15,7 @@ use pagetrace_ebpf::wire::{
 use super::violation;
 use crate::{
     kernel::{current_mm, describe_mm, predates_tracing, setting},
-    stacks::stack_id,
+    stacks::{Probed, stack_id},
     state::{RECORDS, Slot, Task, count, fill_header, flag, holds, now, slot, task, task_or_new},
     target,
 };
@@ -44,7 +44,7 @@ pub(crate) fn on_wait(mm: u64) {
 
 /// The lock is held from now on.
 #[inline(always)]
-pub(crate) fn on_acquired(ctx: &impl EbpfContext, mm: u64, flags: u32) {
+pub(crate) fn on_acquired(ctx: &impl Probed, mm: u64, flags: u32) {
     if ignored(mm) {
         return;
     }
@@ -56,7 +56,7 @@ pub(crate) fn on_acquired(ctx: &impl EbpfContext, mm: u64, flags: u32) {
 
 /// A trylock or an interruptible acquisition did not get the lock.
 #[inline(always)]
-pub(crate) fn on_failed(ctx: &impl EbpfContext, mm: u64, flags: u32) {
+pub(crate) fn on_failed(ctx: &impl Probed, mm: u64, flags: u32) {
     if ignored(mm) {
         return;
     }
@@ -67,7 +67,7 @@ pub(crate) fn on_failed(ctx: &impl EbpfContext, mm: u64, flags: u32) {
 
 /// A function that can fail to acquire was entered; [`on_return`] tells how it ended.
 #[inline(always)]
-pub(crate) fn on_attempt(ctx: &impl EbpfContext, mm: u64, flags: u32) {
+pub(crate) fn on_attempt(ctx: &impl Probed, mm: u64, flags: u32) {
     if ignored(mm) {
         return;
     }
@@ -86,7 +86,7 @@ pub(crate) fn on_attempt(ctx: &impl EbpfContext, mm: u64, flags: u32) {
 
 /// The function entered last returned.
 #[inline(always)]
-pub(crate) fn on_return(ctx: &impl EbpfContext, acquired: bool) {
+pub(crate) fn on_return(ctx: &impl Probed, acquired: bool) {
     let Some(task) = task() else { return };
     if task.depth == 0 {
         return;
@@ -132,7 +132,7 @@ pub(crate) fn on_release(mm: u64, mode: u32) {
 
 /// A writer becomes a reader.
 #[inline(always)]
-pub(crate) fn on_downgrade(ctx: &impl EbpfContext, mm: u64) {
+pub(crate) fn on_downgrade(ctx: &impl Probed, mm: u64) {
     if ignored(mm) {
         return;
     }
@@ -169,7 +169,7 @@ pub(crate) fn given_away(mm: u64, since: u64) -> bool {
 
 /// An exception is pending and the task goes for its own mm's lock: that is the fault handler, if the stack agrees.
 #[inline(always)]
-fn confirm(ctx: &impl EbpfContext, task: &mut Task, mm: u64, flags: u32, acquired: bool) {
+fn confirm(ctx: &impl Probed, task: &mut Task, mm: u64, flags: u32, acquired: bool) {
     if task.flags & flag::PENDING == 0 {
         return;
     }
@@ -222,7 +222,7 @@ pub(crate) fn remove(task: &mut Task, index: u32) {
 }
 
 #[inline(always)]
-fn push(ctx: &impl EbpfContext, task: &mut Task, mm: u64, flags: u32) {
+fn push(ctx: &impl Probed, task: &mut Task, mm: u64, flags: u32) {
     let index = innermost(task, mm);
     if index != NOT_HELD {
         let old = slot(task, index);
@@ -249,7 +249,7 @@ fn push(ctx: &impl EbpfContext, task: &mut Task, mm: u64, flags: u32) {
 }
 
 #[inline(always)]
-fn end_wait(ctx: &impl EbpfContext, task: &mut Task, mm: u64, flags: u32, acquired: u32) {
+fn end_wait(ctx: &impl Probed, task: &mut Task, mm: u64, flags: u32, acquired: u32) {
     if setting(setting::TRACE) == 0 || task.flags & flag::WAITING == 0 {
         return;
     }

@@ -5,13 +5,15 @@
 //! compiler merges the two loads into one at a computed offset, which the verifier refuses.
 
 use aya_ebpf::{
-    EbpfContext,
     macros::{btf_tracepoint, raw_tracepoint},
     programs::{BtfTracePointContext, RawTracePointContext},
 };
 use pagetrace_ebpf::wire::{fault::mode, lock::held};
 
-use crate::hooks::{fault, lock, task};
+use crate::{
+    hooks::{fault, lock, task},
+    stacks::Probed,
+};
 
 #[inline(always)]
 fn mode_of(write: u64) -> u32 {
@@ -19,7 +21,7 @@ fn mode_of(write: u64) -> u32 {
 }
 
 #[inline(always)]
-fn acquired(ctx: &impl EbpfContext, mm: u64, write: u64, success: u64) {
+fn acquired(ctx: &impl Probed, mm: u64, write: u64, success: u64) {
     if success & 0xff != 0 {
         lock::on_acquired(ctx, mm, mode_of(write));
     } else {

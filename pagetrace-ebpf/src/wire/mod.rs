@@ -8,6 +8,7 @@ pub mod counter;
 pub mod fault;
 pub mod lock;
 pub mod setting;
+pub mod unwind;
 pub mod walk;
 
 pub use codec::{Field, Wire};
@@ -28,6 +29,8 @@ pub mod kind {
     pub const WAIT: u32 = 5;
     /// [`super::lock::Hold`]: a hold of an mmap lock, ended.
     pub const HOLD: u32 = 6;
+    /// [`super::unwind::Sample`]: for the loader alone, no event.
+    pub const UNWIND_SAMPLE: u32 = 64;
 }
 
 /// Bytes of a task's name, as in `TASK_COMM_LEN`.

@@ -10,11 +10,14 @@ use aya::{
     maps::{Array, HashMap, MapData, MapError, PerCpuArray, RingBuf, StackTraceMap},
     programs::{BtfTracePoint, FEntry, FExit, Iter, KProbe, Program, ProgramError, RawTracePoint},
 };
-use pagetrace_ebpf::wire::{counter, setting};
+use pagetrace_ebpf::wire::{counter, kind, setting, unwind};
 use tokio::io::unix::AsyncFd;
 
-use super::{readiness::readable, settings::Settings};
-use crate::plan::{Plan, Probe, ProgramType, Refusal, Stage};
+use super::{readiness::readable, settings::Settings, shortcut::Learner};
+use crate::{
+    kernel::kallsyms::Kallsyms,
+    plan::{Plan, Probe, ProgramType, Refusal, Stage},
+};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pagetrace.bpf.o"));
 
@@ -64,13 +67,22 @@ pub struct Attached {
     counters: PerCpuArray<MapData, u64>,
     /// Each once, in the order of attaching.
     programs: Vec<String>,
+    learner: Learner,
+    distances: Array<MapData, u64>,
+    shortcuts: Array<MapData, [u64; unwind::SHORTCUT_WORDS]>,
 }
 
 /// Loads and attaches, in the plan's order.
 ///
 /// # Errors
 /// [`AttachError::Refused`] names the program a new plan should do without.
-pub fn attach(plan: &Plan, settings: &Settings, sizes: Sizes, targets: &[u64]) -> Result<Attached, AttachError> {
+pub fn attach(
+    plan: &Plan,
+    settings: &Settings,
+    sizes: Sizes,
+    targets: &[u64],
+    symbols: Option<&Kallsyms>,
+) -> Result<Attached, AttachError> {
     let btf = Btf::from_sys_fs()?;
     let mut loader = EbpfLoader::new();
     loader
@@ -103,12 +115,18 @@ pub fn attach(plan: &Plan, settings: &Settings, sizes: Sizes, targets: &[u64]) -
     }
     let mut attached_at = Array::<_, u64>::try_from(map(&mut bpf, "ATTACHED_AT")?)?;
     attached_at.set(0, monotonic_ns(), 0)?;
+    let mut distances = Array::<_, u64>::try_from(map(&mut bpf, "DISTANCES")?)?;
+    // Right where a kprobe's stack pointer points.
+    distances.set(unwind::kind::KPROBE, 1, 0)?;
     let ring = RingBuf::try_from(map(&mut bpf, "RECORDS")?)?;
     Ok(Attached {
         ring: readable(ring).map_err(|err| AttachError::Io("cannot poll the ring buffer", err))?,
         stacks: StackTraceMap::try_from(map(&mut bpf, "STACKS")?)?,
         counters: PerCpuArray::try_from(map(&mut bpf, "COUNTERS")?)?,
         programs,
+        learner: symbols.map(Learner::new).unwrap_or_default(),
+        distances,
+        shortcuts: Array::try_from(map(&mut bpf, "SHORTCUTS_OF")?)?,
         bpf,
     })
 }
@@ -227,10 +245,13 @@ impl Attached {
     /// # Errors
     /// When the ring buffer cannot be polled.
     pub async fn wait_and_drain(&mut self, take: &mut dyn FnMut(&[u8])) -> io::Result<()> {
-        let mut guard = self.ring.readable_mut().await?;
+        let Self { ring, learner, distances, shortcuts, .. } = self;
+        let mut guard = ring.readable_mut().await?;
         let ring = guard.get_inner_mut();
         while let Some(item) = ring.next() {
-            take(&item);
+            if !learn(learner, distances, shortcuts, &item) {
+                take(&item);
+            }
         }
         guard.clear_ready();
         Ok(())
@@ -238,9 +259,12 @@ impl Attached {
 
     /// Hands over what is in the ring buffer now, without waiting.
     pub fn drain(&mut self, take: &mut dyn FnMut(&[u8])) {
-        let ring = self.ring.get_mut();
+        let Self { ring, learner, distances, shortcuts, .. } = self;
+        let ring = ring.get_mut();
         while let Some(item) = ring.next() {
-            take(&item);
+            if !learn(learner, distances, shortcuts, &item) {
+                take(&item);
+            }
         }
     }
 
@@ -285,6 +309,29 @@ impl Attached {
             }
         }
     }
+}
+
+/// Whether this is a sample for the learner, and no event.
+fn learn(
+    learner: &mut Learner,
+    distances: &mut Array<MapData, u64>,
+    shortcuts: &mut Array<MapData, [u64; unwind::SHORTCUT_WORDS]>,
+    item: &[u8],
+) -> bool {
+    if item.get(..4) != Some(kind::UNWIND_SAMPLE.to_le_bytes().as_slice()) {
+        return false;
+    }
+    if let Some(lesson) = learner.take(item) {
+        let (program, distance) = lesson.distance;
+        log::debug!("learnt a call chain for unwinding: {:?}", lesson.shortcut);
+        let told = distances.set(program, distance + 1, 0);
+        let told = told.and_then(|()| shortcuts.set(lesson.place, lesson.shortcut.words(), 0));
+        if let Err(why) = told {
+            // Without it the kernel side goes on unwinding.
+            log::info!("cannot tell the BPF object a call chain: {why}");
+        }
+    }
+    true
 }
 
 fn unload(program: &mut Program) -> Result<(), ProgramError> {

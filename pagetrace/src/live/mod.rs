@@ -7,5 +7,6 @@ pub mod prepare;
 mod readiness;
 pub mod session;
 pub mod settings;
+mod shortcut;
 mod stacks;
 pub mod workload;

@@ -118,7 +118,7 @@ fn attach(facts: &KernelFacts, spec: &Spec, offsets: &Offsets, targets: &[u64]) 
     loop {
         let plan = plan(&view, &wish)?;
         let settings = prepare::settings(btf, facts.kallsyms.as_ref().ok(), offsets, &plan, &spec.run);
-        match loader::attach(&plan, &settings, spec.sizes, targets) {
+        match loader::attach(&plan, &settings, spec.sizes, targets, facts.kallsyms.as_ref().ok()) {
             Ok(attached) => return Ok((plan, attached)),
             // Every refusal closes one way for good, so this ends.
             Err(AttachError::Refused(refusal)) if !wish.refused.contains(&refusal) => {
