@@ -11,12 +11,12 @@ use aya_ebpf::{
 };
 use pagetrace_ebpf::wire::{
     counter, kind, setting,
-    unwind::{self, MAX_FRAMES, SAMPLE_FRAMES, SAMPLE_WORDS, SHORTCUTS, Sample, Shortcut, WAYS},
+    unwind::{self, MAX_FRAMES, SAMPLE_FRAMES, SAMPLE_WORDS, SHORTCUTS, Sample, Shortcut, WAYS, WINDOW, WINDOW_ROOM},
 };
 
 use crate::{
-    kernel::{read, setting},
-    state::{RECORDS, count},
+    kernel::setting,
+    state::{RECORDS, Task, count},
 };
 
 /// Stacks, by id.
@@ -38,6 +38,12 @@ static SAMPLED: Array<u32> = Array::with_max_entries(SHORTCUTS as u32, 0);
 /// Farther than a sample reaches, and all bits set.
 const MAX_DISTANCE: u64 = 1023;
 const _: () = assert!(MAX_DISTANCE as usize + 1 >= SAMPLE_WORDS * 8);
+
+/// Words of a window that are read first: what a short chain needs.
+const HEAD: usize = 16;
+/// The rest of a window is shorter than this, and it has all bits set.
+const REST_MASK: u32 = 63;
+const _: () = assert!(HEAD + REST_MASK as usize <= WINDOW_ROOM);
 
 /// Words of a sample read at once.
 const PIECE: usize = 8;
@@ -83,41 +89,59 @@ impl Probed for ProbeContext {
 
 /// Stores the current kernel stack and returns its id, or a negative errno.
 #[inline(always)]
-pub(crate) fn stack_id<C: Probed>(ctx: &C) -> i32 {
+pub(crate) fn stack_id<C: Probed>(ctx: &C, task: &mut Task) -> i32 {
     if setting(setting::LOCK_STACKS) == 0 {
         return -1;
     }
-    if C::KIND == unwind::kind::NONE {
-        return unwound(ctx);
-    }
+    let (mut place, mut code) = (0, 0);
     let distance = DISTANCES.get(C::KIND).copied().unwrap_or(0);
-    let mut place = 0;
-    if distance != 0 {
+    if C::KIND != unwind::kind::NONE && distance != 0 {
         // The verifier takes only a bounded sum with a context.
         let distance = core::hint::black_box(distance - 1) & MAX_DISTANCE;
         let from = ctx.on_stack().wrapping_add(distance);
-        let first = read(from).unwrap_or(0);
-        place = unwind::place(first);
+        let window: *mut u64 = task.window.as_mut_ptr();
+        // SAFETY: the window is longer; the helper checks the address it reads from.
+        if unsafe { bpf_probe_read_kernel(window.cast(), (HEAD * 8) as u32, from as *const _) } == 0 {
+            place = unwind::place(task.window[0]);
+        }
         for way in 0..WAYS {
-            let code = known(from, first, place ^ way);
+            code = known(task, from, place ^ way);
             if code != 0 {
-                return code.wrapping_sub(1) as i32;
+                break;
             }
         }
     }
+    if code != 0 && setting(setting::VERIFY_SHORTCUTS) == 0 {
+        return code.wrapping_sub(1) as i32;
+    }
     let id = unwound(ctx);
-    if id >= 0 {
+    if code != 0 {
+        count(counter::SHORTCUT_CHECKED);
+        if code.wrapping_sub(1) as i32 != id {
+            count(counter::SHORTCUT_WRONG);
+        }
+    } else if id >= 0 && C::KIND != unwind::kind::NONE {
         sample(ctx, place, id);
     }
     id
 }
 
-/// The code of the shortcut at `place` if the stack shows its chain `from` here on, or 0. `first` is the word there.
+/// The code of the shortcut at `place` if the stack shows its chain `from` here on, or 0. The window holds the head.
 #[inline(always)]
-fn known(from: u64, first: u64, place: u32) -> u32 {
+fn known(task: &mut Task, from: u64, place: u32) -> u32 {
     let Some(shortcut) = SHORTCUTS_OF.get(place) else { return 0 };
-    if shortcut.frames == 0 || shortcut.frames > MAX_FRAMES as u32 || shortcut.ip[0] != first {
+    if shortcut.frames == 0 || shortcut.frames > MAX_FRAMES as u32 || shortcut.ip[0] != task.window[0] {
         return 0;
+    }
+    if shortcut.span > HEAD as u32 {
+        let rest = core::hint::black_box(shortcut.span - HEAD as u32) & REST_MASK;
+        let from = from.wrapping_add((HEAD * 8) as u64);
+        // SAFETY: the window has as many words behind the head; the helper checks the address it reads from.
+        let failed =
+            unsafe { bpf_probe_read_kernel(task.window.as_mut_ptr().add(HEAD).cast(), rest * 8, from as *const _) };
+        if failed != 0 {
+            return 0;
+        }
     }
     for index in 1..MAX_FRAMES as u32 {
         if index >= shortcut.frames {
@@ -126,7 +150,10 @@ fn known(from: u64, first: u64, place: u32) -> u32 {
         let index = core::hint::black_box(index) as usize & (MAX_FRAMES - 1);
         // SAFETY: the index is masked to the arrays' length, a power of two.
         let (at, ip) = unsafe { (*shortcut.at.as_ptr().add(index), *shortcut.ip.as_ptr().add(index)) };
-        if ip == 0 || read(from.wrapping_add(u64::from(at) * 8)) != Some(ip) {
+        let at = core::hint::black_box(at) as usize & (WINDOW - 1);
+        // SAFETY: the index is masked to the window's length, a power of two.
+        let word = unsafe { *task.window.as_ptr().add(at) };
+        if ip == 0 || word != ip {
             return 0;
         }
     }

@@ -9,7 +9,7 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
-use pagetrace_ebpf::wire::{Header, counter, lock::MAX_HELD, setting};
+use pagetrace_ebpf::wire::{Header, counter, lock::MAX_HELD, setting, unwind::WINDOW_ROOM};
 
 use crate::kernel::{current, member, setting};
 
@@ -68,6 +68,8 @@ pub(crate) struct Task {
     pub(crate) fault_mode: u32,
     pub(crate) walks: [OpenWalk; 2],
     pub(crate) slots: [Slot; MAX_HELD],
+    /// Words of its stack, while they are compared.
+    pub(crate) window: [u64; WINDOW_ROOM],
 }
 
 #[map]

@@ -243,7 +243,7 @@ fn push(ctx: &impl Probed, task: &mut Task, mm: u64, flags: u32) {
         count(counter::HELD_OVERFLOW);
         return;
     }
-    let stack = stack_id(ctx);
+    let stack = stack_id(ctx, task);
     *slot(task, depth) = Slot { mm, since: now(), flags, stack };
     task.depth = depth + 1;
 }
@@ -258,7 +258,7 @@ fn end_wait(ctx: &impl Probed, task: &mut Task, mm: u64, flags: u32, acquired: u
     if task.wait_mm != mm || duration < setting(setting::MIN_LOCK_NS) || !target::traced(mm) {
         return;
     }
-    let stack = stack_id(ctx);
+    let stack = stack_id(ctx, task);
     let Some(mut entry) = RECORDS.reserve::<Wait>(0) else { return count(counter::RING_FULL) };
     // SAFETY: every field is written below before the record is submitted.
     let record = unsafe { &mut *entry.as_mut_ptr() };

@@ -39,4 +39,8 @@ counters! {
     READ_FAILED = 12, "kernel_read_failed";
     /// A release with another mode than the acquisition.
     MODE_MISMATCH = 13, "mode_mismatch";
+    /// Shortcuts that were compared with unwinding, where that was asked for.
+    SHORTCUT_CHECKED = 14, "shortcut_checked";
+    /// Of these, the ones that named another stack.
+    SHORTCUT_WRONG = 15, "shortcut_wrong";
 }

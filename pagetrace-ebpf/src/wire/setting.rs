@@ -113,6 +113,8 @@ settings! {
     REGS_CS,
     /// 1: the fault hook's return tells the VMA; 0: `handle_mm_fault` does.
     VMA_BY_RETURN,
+    /// 1: unwind although a shortcut knows the stack, and count where the two differ.
+    VERIFY_SHORTCUTS,
 }
 
 /// Values of [`TARGET_MODE`].

@@ -6,6 +6,10 @@
 
 use super::codec::wire;
 
+/// Words of stack that a shortcut can span; a power of two.
+pub const WINDOW: usize = 64;
+/// Words there is room for, so that the kernel's verifier sees that a read of any masked length fits.
+pub const WINDOW_ROOM: usize = WINDOW + 16;
 /// Words of stack in a sample.
 pub const SAMPLE_WORDS: usize = 128;
 /// Frames in a sample.
@@ -59,6 +63,10 @@ pub struct Shortcut {
     pub stack_code: u32,
     /// Return addresses to compare.
     pub frames: u32,
+    /// Words from the first one to the last, both included; at most [`WINDOW`].
+    pub span: u32,
+    /// Explicit padding.
+    pub pad: u32,
     /// Their places, in words from the first one's.
     pub at: [u32; MAX_FRAMES],
     /// The addresses.
@@ -71,7 +79,7 @@ pub const SHORTCUT_WORDS: usize = size_of::<Shortcut>() / 8;
 impl Shortcut {
     /// As it lies in memory.
     pub fn words(&self) -> [u64; SHORTCUT_WORDS] {
-        let halves = [self.stack_code, self.frames].into_iter().chain(self.at);
+        let halves = [self.stack_code, self.frames, self.span, self.pad].into_iter().chain(self.at);
         let (mut out, mut filled) = ([0; SHORTCUT_WORDS], 0);
         for (index, half) in halves.enumerate() {
             if let Some(word) = out.get_mut(index / 2) {

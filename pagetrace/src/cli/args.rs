@@ -76,6 +76,9 @@ pub struct Tuning {
     /// Do not keep the stack of each lock acquisition: a good part of the cost, but findings do not say where the lock was taken
     #[arg(long)]
     pub no_lock_stacks: bool,
+    /// Unwind every acquisition and count where a learnt shortcut says something else: a test of pagetrace itself
+    #[arg(long, hide = true, conflicts_with = "no_lock_stacks")]
+    pub verify_shortcuts: bool,
 }
 
 /// Where what is seen goes.
@@ -157,6 +160,7 @@ impl RunArgs {
     pub(super) fn spec(&self, mut run: Run) -> Spec {
         let Self { target, tuning, output } = self;
         run.no_lock_stacks = tuning.no_lock_stacks;
+        run.verify_shortcuts = tuning.verify_shortcuts;
         Spec {
             attach: tuning.attach,
             selection: Selection {

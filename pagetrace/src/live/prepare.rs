@@ -64,6 +64,8 @@ pub struct Run {
     pub trace: bool,
     /// Do not keep the stack of each acquisition.
     pub no_lock_stacks: bool,
+    /// Compare every shortcut for unwinding with unwinding.
+    pub verify_shortcuts: bool,
     /// Shortest wait or hold emitted, nanoseconds.
     pub min_lock_ns: u64,
     /// Shortest fault emitted, nanoseconds.
@@ -112,6 +114,7 @@ pub fn settings(btf: &Btf, kallsyms: Option<&Kallsyms>, offsets: &Offsets, plan:
         .set(setting::CONFIRM_BY_LOCK, u64::from(plan.confirms_by_lock()))
         .set(setting::VMA_BY_RETURN, u64::from(plan.vma_by_return()))
         .set(setting::LOCK_STACKS, u64::from(!run.no_lock_stacks))
+        .set(setting::VERIFY_SHORTCUTS, u64::from(run.verify_shortcuts))
         .set(setting::TRACE, u64::from(run.trace))
         .set(setting::MIN_LOCK_NS, run.min_lock_ns)
         .set(setting::MIN_FAULT_NS, run.min_fault_ns)

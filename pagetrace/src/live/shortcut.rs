@@ -8,7 +8,7 @@ use std::{collections::HashMap, ops::Range};
 
 use pagetrace_ebpf::wire::{
     Wire as _,
-    unwind::{MAX_FRAMES, SAMPLE_FRAMES, SAMPLE_WORDS, Sample, Shortcut, WAYS, kind, place},
+    unwind::{MAX_FRAMES, SAMPLE_FRAMES, SAMPLE_WORDS, Sample, Shortcut, WAYS, WINDOW, kind, place},
 };
 
 use crate::kernel::kallsyms::Kallsyms;
@@ -173,9 +173,14 @@ impl Learner {
         if !in_order || (sample.program == kind::KPROBE && first != 0) {
             return None;
         }
+        let span = at.last()? - first + 1;
+        if span as usize > WINDOW {
+            return None;
+        }
         let mut shortcut = Shortcut {
             stack_code: u32::try_from(sample.stack_id).ok()?.checked_add(1)?,
             frames: u32::try_from(chain.len()).ok()?,
+            span,
             ..Shortcut::default()
         };
         for (slot, at) in shortcut.at.iter_mut().zip(at) {
@@ -260,7 +265,8 @@ mod tests {
     }
 
     #[test]
-    fn a_stack_that_is_cut_off_teaches_nothing() {
+    fn a_chain_that_leaves_the_window_or_is_cut_off_teaches_nothing() {
+        assert_eq!(by_tracepoint(&[(9, VM_MMAP), (20, KSYS_MMAP), (9 + WINDOW, SYSCALL)]), None);
         let frames: Vec<u64> = (0..SAMPLE_FRAMES as u64).map(|at| VM_MMAP + at).collect();
         let words: Vec<(usize, u64)> = frames.iter().copied().enumerate().collect();
         assert_eq!(often(&mut learner(), &sample(kind::BTF_TRACEPOINT, &frames, &words)), None);

@@ -30,6 +30,7 @@ pub fn run(tool: &Tool, host: bool, fixtures: Fixtures, tally: &mut Tally) {
         code(&ended, 0)?;
         report::is_clean(&report::parse(&ended.stdout)?)
     });
+    tally.case("command/shortcuts", || shortcuts(tool));
     tally.case("command/pagemap-read", || {
         let ended = tool.run(tool.check(&[], &["pagemap-read"]))?;
         ensure!(ended.log.contains("pagemap-read: ok"), "not exercised: {}", tail(&ended.log));
@@ -46,6 +47,26 @@ pub fn run(tool: &Tool, host: bool, fixtures: Fixtures, tally: &mut Tally) {
     } else {
         tally.case("kernel/sigkill", || sigkill(tool));
     }
+}
+
+/// Chains that were learnt instead of unwound name the very stacks that unwinding names, many thousand times.
+fn shortcuts(tool: &Tool) -> Result<()> {
+    for attach in [[].as_slice(), &["--attach", "tracepoint"]] {
+        let args = [&["--verify-shortcuts"], attach].concat();
+        let ended = tool.run(tool.check(&args, &["mmap-storm", "5000"]))?;
+        if !attach.is_empty() && ended.status.code() == Some(3) {
+            continue;
+        }
+        code(&ended, 0)?;
+        let report = report::parse(&ended.stdout)?;
+        let (checked, wrong) = (report::loss(&report, "shortcut_checked"), report::loss(&report, "shortcut_wrong"));
+        ensure!(wrong == 0, "{wrong} of {checked} shortcuts name another stack than unwinding");
+        // What maps and unmaps takes the lock killably, and a return probe there hides the return address.
+        let by = report::list(&report["coverage"]["events"]).iter().find(|event| event["event"] == "mmap-lock");
+        let enough = if by.is_some_and(|event| event["attach"] == "kprobe") { 0 } else { 5000 };
+        ensure!(checked >= enough, "only {checked} acquisitions were known by a shortcut");
+    }
+    Ok(())
 }
 
 fn code(ended: &Ended, expected: i32) -> Result<()> {

@@ -38,6 +38,11 @@ pub fn comm(finding: &Value) -> &str {
     text(&finding["task"]["comm"])
 }
 
+/// One counter.
+pub fn loss(report: &Value, counter: &str) -> u64 {
+    report["loss"][counter].as_u64().unwrap_or(0)
+}
+
 /// How much was lost, over all counters.
 #[must_use]
 pub fn lost(report: &Value) -> u64 {
