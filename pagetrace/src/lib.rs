@@ -5,6 +5,7 @@ pub mod cli;
 pub mod kernel;
 pub mod live;
 pub mod output;
+pub mod pages;
 pub mod plan;
 pub mod record;
 pub mod symbolize;
