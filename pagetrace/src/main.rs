@@ -7,5 +7,9 @@ fn main() -> ExitCode {
     if pagetrace::vm::guest::is_init() {
         pagetrace::vm::guest::main();
     }
+    // The same program again, in a process that may get stuck where the check must not.
+    if pagetrace::live::provoke::is_helper() {
+        return pagetrace::live::provoke::helper_main();
+    }
     pagetrace::cli::main()
 }

@@ -4,8 +4,9 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
 
+use super::exit::Misuse;
 use crate::{
-    live::{loader::Sizes, prepare::Run, session::Spec, workload::targets::Selection},
+    live::{loader::Sizes, prepare::Run, provoke, session::Spec, workload::targets::Selection},
     output::Format,
     plan::Attach,
 };
@@ -112,6 +113,10 @@ pub struct CheckArgs {
     /// The run.
     #[command(flatten)]
     pub run: RunArgs,
+    /// Push the target's resident pages out again and again, with so many milliseconds between rounds, so that rare faults
+    /// become common: those of the command, or of -p, and their children. Changes no contents
+    #[arg(long, value_name = "MS", num_args = 0..=1, require_equals = true, default_missing_value = "50", value_parser = milliseconds)]
+    pub provoke: Option<Duration>,
 }
 
 /// `trace`.
@@ -147,6 +152,15 @@ fn seconds(text: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(seconds).map_err(|err| err.to_string())
 }
 
+fn milliseconds(text: &str) -> Result<Duration, String> {
+    let interval = text.parse().map(Duration::from_millis).map_err(|_| "not a number of milliseconds".to_owned())?;
+    if !(provoke::SHORTEST..=provoke::LONGEST).contains(&interval) {
+        let [from, to] = [provoke::SHORTEST, provoke::LONGEST].map(|limit| limit.as_millis());
+        return Err(format!("must be from {from} to {to}"));
+    }
+    Ok(interval)
+}
+
 fn ring_bytes(text: &str) -> Result<u32, String> {
     let bytes: u32 = text.parse().map_err(|_| "not a number of bytes".to_owned())?;
     if bytes < 4096 || !bytes.is_power_of_two() || bytes > 1 << 30 {
@@ -173,9 +187,26 @@ impl RunArgs {
             as_root: target.as_root,
             stdout_is_ours: output.format == Format::Json && output.output.is_none(),
             duration: target.duration,
+            provoke: None,
             run,
             sizes: Sizes { ring_bytes: tuning.ring_bytes, tasks: tuning.max_tasks },
         }
+    }
+}
+
+impl CheckArgs {
+    /// The pause between rounds of provoking, if it was asked for and there is something to provoke.
+    pub(super) fn provoke(&self) -> Result<Option<Duration>, Misuse> {
+        let Target { pid, tid, comm, cgroup, argv, .. } = &self.run.target;
+        if self.provoke.is_none() || !pid.is_empty() || !argv.is_empty() {
+            return Ok(self.provoke);
+        }
+        Err(Misuse(if tid.is_empty() && comm.is_none() && cgroup.is_none() {
+            "--provoke pushes out the pages of a target: give a command after `--`, or -p PID"
+        } else {
+            "--provoke pushes out the pages of whole processes: -t, -c and --cgroup choose tasks, which may share memory \
+             with others; give a command after `--`, or -p PID"
+        }))
     }
 }
 
@@ -188,6 +219,25 @@ mod tests {
     #[test]
     fn the_definition_is_sound() {
         Args::command().debug_assert();
+    }
+
+    #[test]
+    fn provoking_has_a_usual_pace_and_limits() {
+        let parse = |words: &[&str]| {
+            let words = ["pagetrace", "check"].iter().chain(words);
+            match Args::try_parse_from(words).map(|args| args.command) {
+                Ok(Command::Check(args)) => args.provoke().ok(),
+                _ => None,
+            }
+        };
+        assert_eq!(parse(&["--provoke", "--", "true"]), Some(Some(provoke::USUAL)));
+        assert_eq!(parse(&["--provoke=200", "-p", "1"]), Some(Some(Duration::from_millis(200))));
+        assert_eq!(parse(&["--", "true"]), Some(None));
+        for bad in
+            [&["--provoke"][..], &["--provoke", "-t", "1"], &["--provoke", "-c", "x"], &["--provoke=0", "-p", "1"]]
+        {
+            assert_eq!(parse(bad), None, "{bad:?}");
+        }
     }
 
     #[test]

@@ -19,6 +19,7 @@ use crate::{
     },
     live::{
         prepare::Run,
+        provoke::able::able,
         session::{self, CommandEnd, Observer, Outcomes, Spec},
         workload::Ended,
     },
@@ -110,6 +111,7 @@ pub(super) fn report(facts: &KernelFacts, spec_argv: &[std::ffi::OsString], outc
         findings: outcomes.findings,
         loss: outcomes.loss.into_iter().collect(),
         coverage: Coverage::of(&outcomes.plan, because),
+        provocation: outcomes.provocation,
     }
 }
 
@@ -125,9 +127,13 @@ fn command(argv: &[std::ffi::OsString], end: CommandEnd) -> Command {
 
 /// Runs the check.
 pub(super) fn run(args: &CheckArgs) -> Result<Exit> {
+    let provoke = args.provoke()?;
     let (mut out, style) = sink::open(args.run.output.output.as_deref())?;
     let facts = facts()?;
-    let spec = args.run.spec(Run::default());
+    if provoke.is_some() {
+        able()?;
+    }
+    let spec = Spec { provoke, ..args.run.spec(Run::default()) };
     let outcomes = drive(&facts, spec, &mut Quiet)?;
     let code = outcomes.command.and_then(|end| end.ended).and_then(Ended::code);
     let report = report(&facts, &args.run.target.argv, outcomes);

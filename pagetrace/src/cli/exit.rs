@@ -7,6 +7,7 @@ use crate::{
     kernel::offsets::MissingMember,
     live::{
         loader::AttachError,
+        provoke::able::Unable,
         workload::{
             StartError,
             targets::{CgroupError, TargetError},
@@ -54,6 +55,11 @@ impl From<Exit> for ExitCode {
 #[error("{0}")]
 pub(super) struct Unmet(pub(super) String);
 
+/// Arguments that are well formed but do not go together.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Misuse(pub(super) &'static str);
+
 impl Exit {
     /// The code a verdict ends with; a clean run hands on the command's own.
     pub fn of_verdict(verdict: Verdict, command: Option<u8>) -> Self {
@@ -71,12 +77,14 @@ impl Exit {
             if let Some(start) = cause.downcast_ref::<StartError>() {
                 return start.shell_code().map_or(Self::Internal, Self::Command);
             }
-            if cause.is::<TargetError>() || cause.is::<CgroupError>() || cause.is::<UserError>() {
+            if cause.is::<TargetError>() || cause.is::<CgroupError>() || cause.is::<UserError>() || cause.is::<Misuse>()
+            {
                 return Self::Usage;
             }
             if cause.is::<PlanError>()
                 || cause.is::<AttachError>()
                 || cause.is::<Unmet>()
+                || cause.is::<Unable>()
                 || cause.is::<MissingMember>()
             {
                 return Self::Cannot;
@@ -102,6 +110,7 @@ mod tests {
     fn what_does_not_exist_is_the_callers_mistake() {
         let err = anyhow::Error::from(TargetError::NoProcess(7)).context("outer");
         assert_eq!(Exit::of_error(&err), Exit::Usage);
+        assert_eq!(Exit::of_error(&Misuse("no").into()), Exit::Usage);
         assert_eq!(Exit::of_error(&anyhow::anyhow!("other")), Exit::Internal);
         assert_eq!(Exit::of_error(&Unmet("no".to_owned()).into()), Exit::Cannot);
     }

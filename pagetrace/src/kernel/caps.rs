@@ -13,6 +13,8 @@ pub enum Cap {
     CapSysPtrace = 19,
     /// Everything the narrower ones do not cover: kernels before 5.8, page frame numbers in pagemap.
     CapSysAdmin = 21,
+    /// Advise other processes' memory, since 5.12.
+    CapSysNice = 23,
     /// Raise resource limits.
     CapSysResource = 24,
     /// See kernel addresses.

@@ -28,17 +28,26 @@ pub struct Suspect {
 pub struct HangWatch {
     proc: PathBuf,
     waiting_since: HashMap<Suspect, Option<Instant>>,
+    unseen: bool,
+    found: bool,
 }
 
 impl HangWatch {
     /// Watches below `proc`.
     pub fn new(proc: PathBuf) -> Self {
-        Self { proc, waiting_since: HashMap::new() }
+        Self { proc, waiting_since: HashMap::new(), unseen: false, found: false }
     }
 
     /// Begins to watch a task.
     pub fn suspect(&mut self, suspect: Suspect) {
         self.waiting_since.entry(suspect).or_insert(None);
+        self.unseen = true;
+    }
+
+    /// Whether a task may be stuck: one was named and has not been looked at since, one was waiting when it was looked
+    /// at last, or one was found stuck.
+    pub fn suspects_a_hang(&self) -> bool {
+        self.unseen || self.found || self.waiting_since.values().any(Option::is_some)
     }
 
     /// The tasks that have been waiting for a lock for the whole of the patience. Each is told once.
@@ -59,6 +68,8 @@ impl HangWatch {
             }
             true
         });
+        self.unseen = false;
+        self.found |= !out.is_empty();
         out
     }
 }
@@ -105,6 +116,25 @@ mod tests {
         assert!(watch.stuck(start).is_empty(), "not at first sight");
         assert_eq!(watch.stuck(start + PATIENCE), [suspect]);
         assert!(watch.stuck(start + PATIENCE * 2).is_empty(), "told once");
+    }
+
+    #[test]
+    fn a_hang_is_suspected_from_the_start_until_the_task_runs() {
+        let (dir, suspect) = task('R', "");
+        let mut watch = HangWatch::new(dir.path().to_owned());
+        assert!(!watch.suspects_a_hang());
+        watch.suspect(suspect);
+        assert!(watch.suspects_a_hang(), "before the first look");
+        let start = Instant::now();
+        watch.stuck(start);
+        assert!(!watch.suspects_a_hang(), "it runs");
+        let wait = "8 (a) D 1 7 7 0 -1 0 0 0 0 0\n";
+        fs::write(dir.path().join("7/task/8/stat"), wait).unwrap();
+        fs::write(dir.path().join("7/task/8/stack"), "[<0>] down_read+0x1/0x2\n").unwrap();
+        watch.stuck(start);
+        assert!(watch.suspects_a_hang(), "it waits");
+        assert_eq!(watch.stuck(start + PATIENCE), [suspect]);
+        assert!(watch.suspects_a_hang(), "found stuck, and watched no more");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 pub mod hang;
 pub mod loader;
 pub mod prepare;
+pub mod provoke;
 mod readiness;
 pub mod session;
 pub mod settings;

@@ -19,6 +19,7 @@ use super::{
     hang::{HangWatch, Suspect},
     loader::{self, AttachError, Attached, Sizes, monotonic_ns},
     prepare::{self, Run, View},
+    provoke::Provoker,
     stacks::{LiveStacks, loaded_modules},
     workload::{
         Ended, RunAs, Workload,
@@ -28,7 +29,7 @@ use super::{
 use crate::{
     analysis::{Correlator, Outcome, Severity, severity_of},
     kernel::{KernelFacts, offsets::Offsets},
-    output::report::ReportedFinding,
+    output::{provocation::Provocation, report::ReportedFinding},
     plan::{Plan, Wish, plan},
     record::Record,
     symbolize::Symbolizer,
@@ -54,6 +55,8 @@ pub struct Spec {
     pub as_root: bool,
     /// Stop after this long.
     pub duration: Option<Duration>,
+    /// Push the target's pages out, with this pause between rounds.
+    pub provoke: Option<Duration>,
     /// Settings of the BPF object.
     pub run: Run,
     /// Sizes of its maps.
@@ -91,6 +94,8 @@ pub struct Outcomes {
     pub command: Option<CommandEnd>,
     /// How long was watched.
     pub watched: Duration,
+    /// What provoking came to, where it was asked for.
+    pub provocation: Option<Provocation>,
 }
 
 /// What the caller sees while the run goes on.
@@ -305,6 +310,7 @@ pub async fn run(facts: &KernelFacts, mut spec: Spec, observer: &mut dyn Observe
     if spec.run.trace {
         session.names.cover(&[]);
     }
+    let mut provoker = provoker(&spec, workload.as_ref())?;
     let started = monotonic_ns();
     if let Some(workload) = &mut workload {
         workload.release().await?;
@@ -320,6 +326,9 @@ pub async fn run(facts: &KernelFacts, mut spec: Spec, observer: &mut dyn Observe
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
+        if let Some(provoker) = &mut provoker {
+            provoker.mind(session.watch.suspects_a_hang());
+        }
         let wake = tokio::select! {
             biased;
             _ = interrupt.recv() => Wake::Stop("SIGINT"),
@@ -390,6 +399,8 @@ pub async fn run(facts: &KernelFacts, mut spec: Spec, observer: &mut dyn Observe
             break;
         }
     }
+    let ended = monotonic_ns();
+    let provocation = provoker.map(Provoker::finish);
     session.drain(observer);
     log::debug!("disproved by their stack: {}", session.correlator.disproved);
     let mut loss = session.attached.counters()?;
@@ -407,8 +418,16 @@ pub async fn run(facts: &KernelFacts, mut spec: Spec, observer: &mut dyn Observe
         loss,
         reasons: Vec::new(),
         command,
-        watched: Duration::from_nanos(monotonic_ns().saturating_sub(started)),
+        watched: Duration::from_nanos(ended.saturating_sub(started)),
+        provocation,
     })
+}
+
+/// The helper that pushes pages out, held back, where that was asked for.
+fn provoker(spec: &Spec, workload: Option<&Workload>) -> Result<Option<Provoker>> {
+    let Some(interval) = spec.provoke else { return Ok(None) };
+    let roots = spec.selection.pids.iter().copied().chain(workload.map(Workload::pid)).collect();
+    Provoker::start(interval, &roots).map(Some)
 }
 
 /// Standard error, as a place for the command's standard output.

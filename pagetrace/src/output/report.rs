@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::advice;
+use super::{advice, provocation::Provocation};
 use crate::{
     analysis::{Class, Finding, HeldLock, LockMode, MmId, Relation, Severity, Verdict, VmaInfo},
     plan::{Attach, PassedOver, Plan, Probe},
@@ -33,6 +33,9 @@ pub struct Report {
     pub loss: BTreeMap<&'static str, u64>,
     /// What was seen and what was not.
     pub coverage: Coverage,
+    /// What pushing the target's pages out came to, where it was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub provocation: Option<Provocation>,
 }
 
 /// The kernel.

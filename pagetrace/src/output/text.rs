@@ -69,6 +69,12 @@ fn write_report(out: &mut String, report: &Report, style: Style) -> fmt::Result 
     let lost: Vec<String> =
         report.loss.iter().filter(|(_, count)| **count != 0).map(|(name, count)| format!("{name} {count}")).collect();
     writeln!(out, "  loss: {}", if lost.is_empty() { "none".to_owned() } else { lost.join(", ") })?;
+    if let Some(provocation) = &report.provocation {
+        writeln!(out, "  provoked: {}", provocation.sentence())?;
+        for note in &provocation.notes {
+            writeln!(out, "  provoked: {note}")?;
+        }
+    }
     if let Some(command) = &report.command {
         write_command(out, command)?;
     }

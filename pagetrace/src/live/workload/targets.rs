@@ -178,7 +178,8 @@ fn processes(proc: &Path) -> Result<Vec<u32>, TargetError> {
     numbers(proc).map_err(|source| TargetError::List { path: proc.to_owned(), source })
 }
 
-fn parents(proc: &Path) -> Result<BTreeMap<u32, u32>, TargetError> {
+/// The parent of every process there is.
+pub(in crate::live) fn parents(proc: &Path) -> Result<BTreeMap<u32, u32>, TargetError> {
     let parent = |pid: u32| {
         let stat = fs::read(proc.join(pid.to_string()).join("stat")).ok()?;
         Some((pid, Stat::parse(&stat)?.ppid))
