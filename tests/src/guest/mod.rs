@@ -7,7 +7,9 @@
 
 pub mod expect;
 pub mod manners;
+pub mod provoke;
 pub mod report;
+pub mod swap;
 pub mod tool;
 
 use std::{collections::HashSet, env, fs, path::Path, process::ExitCode, time::Instant};
@@ -140,10 +142,17 @@ fn run(host: bool, tally: &mut Tally) -> Result<()> {
         }
     }
     manners::run(&tool, host, fixtures, tally);
+    if host {
+        tally.skip("provoke", "anonymous pages leave only for swap, and this machine's is not the suite's to set up");
+    } else {
+        provoke::run(&tool, fixtures, tally);
+    }
     // Last: on 5.10 nothing ends the task, and it stays until the machine goes down.
     if fixtures.module {
         for expected in expect::HANGING {
             tally.case(&format!("hang/{}", expected.case), || hang(&tool, &[], expected));
+            // What pushes pages out may get stuck with the task; the check must not.
+            tally.case(&format!("provoke/hang/{}", expected.case), || hang(&tool, &["--provoke=5"], expected));
             for (attach, _) in ways.into_iter().filter(|(_, has)| *has) {
                 let name = format!("{attach}/hang/{}", expected.case);
                 tally.case(&name, || hang(&tool, &["--attach", attach], expected));

@@ -20,7 +20,7 @@ fn help_and_version_are_no_errors() -> Result<()> {
 
 #[test]
 fn wrong_arguments_are_usage_errors_on_stderr() -> Result<()> {
-    let cases: [(&[&str], &str); 12] = [
+    let cases: [(&[&str], &str); 18] = [
         (&[], "Usage"),
         (&["chekc"], "chekc"),
         (&["check", "--no-such-flag"], "--no-such-flag"),
@@ -33,6 +33,12 @@ fn wrong_arguments_are_usage_errors_on_stderr() -> Result<()> {
         (&["check", "--max-tasks", "1"], "16"),
         (&["check", "-p", "x"], "invalid"),
         (&["trace", "--min-us=-5"], "min-us"),
+        (&["check", "--provoke"], "give a command"),
+        (&["check", "--provoke", "-t", "1"], "whole processes"),
+        (&["check", "--provoke", "-c", "x"], "whole processes"),
+        (&["check", "--provoke=0", "--", "true"], "from 5 to 60000"),
+        (&["check", "--provoke=x", "--", "true"], "not a number of milliseconds"),
+        (&["trace", "--provoke", "--", "true"], "--provoke"),
     ];
     for (args, word) in cases {
         let ran = run(args)?.exits(2)?.silent()?;

@@ -3,6 +3,7 @@
 mod arguments;
 mod commands;
 mod ends;
+mod provoke;
 mod run;
 mod selection;
 mod unprivileged;
