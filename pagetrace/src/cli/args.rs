@@ -113,8 +113,8 @@ pub struct CheckArgs {
     /// The run.
     #[command(flatten)]
     pub run: RunArgs,
-    /// Push the target's resident pages out again and again, with so many milliseconds between rounds, so that rare faults
-    /// become common: those of the command, or of -p, and their children. Changes no contents
+    /// Push the target's resident pages out again and again, so that rare faults become common: those of the command, or of -p,
+    /// and their children. No contents change. The number is the pause between rounds in milliseconds, 50 if none is given
     #[arg(long, value_name = "MS", num_args = 0..=1, require_equals = true, default_missing_value = "50", value_parser = milliseconds)]
     pub provoke: Option<Duration>,
 }
