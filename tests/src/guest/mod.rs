@@ -150,12 +150,21 @@ fn run(host: bool, tally: &mut Tally) -> Result<()> {
     // Last: on 5.10 nothing ends the task, and it stays until the machine goes down.
     if fixtures.module {
         for expected in expect::HANGING {
-            tally.case(&format!("hang/{}", expected.case), || hang(&tool, &[], expected));
-            // What pushes pages out may get stuck with the task; the check must not.
-            tally.case(&format!("provoke/hang/{}", expected.case), || hang(&tool, &["--provoke=5"], expected));
+            tally.case(&format!("hang/{}", expected.case), || hang(&tool, &[], "0", expected).map(drop));
+            // What pushes pages out is at it by then and may get stuck with the task; the check must not.
+            tally.case(&format!("provoke/hang/{}", expected.case), || {
+                let report = hang(&tool, &["--provoke=5"], "2", expected)?;
+                let rounds = report["provocation"]["rounds"].as_u64();
+                ensure!(
+                    rounds.is_some_and(|rounds| rounds > 0),
+                    "nothing was pushed before: {}",
+                    report["provocation"]
+                );
+                Ok(())
+            });
             for (attach, _) in ways.into_iter().filter(|(_, has)| *has) {
                 let name = format!("{attach}/hang/{}", expected.case);
-                tally.case(&name, || hang(&tool, &["--attach", attach], expected));
+                tally.case(&name, || hang(&tool, &["--attach", attach], "0", expected).map(drop));
             }
         }
     }
@@ -232,10 +241,12 @@ fn exercised(log: &str, fixtures: Fixtures, kind: Kind) -> Result<()> {
     Ok(())
 }
 
-/// A deadlock: pagetrace must end by itself, say that the command hangs, and say why.
-fn hang(tool: &Tool, options: &[&str], expected: &Hanging) -> Result<()> {
-    let ended = tool.finish(tool.start(tool.check(options, &["kmod", expected.case]))?, LIMIT)?;
+/// A deadlock, so many seconds after the command's start: pagetrace must end by itself, say that the command hangs, and say why.
+fn hang(tool: &Tool, options: &[&str], after: &str, expected: &Hanging) -> Result<Value> {
+    let ended = tool.finish(tool.start(tool.check(options, &["kmod", expected.case, after]))?, LIMIT)?;
     ensure!(ended.log.contains("hangs now"), "the case did not begin: {}", tail(&ended.log));
     ensure!(ended.status.code() == Some(1), "ended with {}, not 1: {}", ended.status, tail(&ended.stderr));
-    report::hangs(&report::parse(&ended.stdout)?, expected)
+    let report = report::parse(&ended.stdout)?;
+    report::hangs(&report, expected)?;
+    Ok(report)
 }

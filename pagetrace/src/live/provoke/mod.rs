@@ -115,7 +115,7 @@ impl Provoker {
             out.note(&format!("held back {} times, while a task could be stuck on an mmap lock", self.held_back));
         }
         if out.rounds == 0 {
-            out.note("no round was completed: the run was too short, or the target's memory could not be read");
+            out.note("no round was completed: the run was too short, a hang was suspected, or the target's memory could not be read");
         }
         out
     }
