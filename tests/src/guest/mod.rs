@@ -241,7 +241,8 @@ fn exercised(log: &str, fixtures: Fixtures, kind: Kind) -> Result<()> {
     Ok(())
 }
 
-/// A deadlock, so many seconds after the command's start: pagetrace must end by itself, say that the command hangs, and say why.
+/// A deadlock, so many seconds after the command's start: pagetrace must end by itself, say that the command hangs, and
+/// say why.
 fn hang(tool: &Tool, options: &[&str], after: &str, expected: &Hanging) -> Result<Value> {
     let ended = tool.finish(tool.start(tool.check(options, &["kmod", expected.case, after]))?, LIMIT)?;
     ensure!(ended.log.contains("hangs now"), "the case did not begin: {}", tail(&ended.log));
