@@ -96,6 +96,21 @@ impl Tool {
         command.spawn().with_context(|| format!("cannot start {command:?}"))
     }
 
+    /// Waits until the standard error of what was started last contains `text`.
+    ///
+    /// # Errors
+    /// When it does not, in time.
+    pub fn await_stderr(&self, text: &str, limit: Duration) -> Result<()> {
+        let since = Instant::now();
+        while since.elapsed() < limit {
+            if fs::read_to_string(self.scratch.join("err")).is_ok_and(|err| err.contains(text)) {
+                return Ok(());
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        bail!("no \"{text}\" on standard error in {} s", limit.as_secs())
+    }
+
     /// Waits for its end; past the limit it is killed.
     ///
     /// # Errors

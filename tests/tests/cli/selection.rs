@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::run::{Running, root, run};
+use super::run::{Running, pagetrace, root, run};
 
 /// Above the largest id that Linux gives out.
 const NO_PROCESS: &str = "4194305";
@@ -41,12 +41,14 @@ fn a_run_ends_with_its_target() -> Result<()> {
     if !root() {
         return Ok(());
     }
-    let target = Running::start(std::process::Command::new("sleep").arg("1"))?;
+    let target = Running::sleeper()?;
     let pid = target.pid()?.to_string();
+    let mut watching = Running::start(pagetrace(&["check", "-p", &pid])?.env("RUST_LOG", "pagetrace=info"))?;
+    watching.await_stderr("attached ")?;
+    target.signal("KILL")?;
     // Only a process that was waited for is gone.
-    let reaper = std::thread::spawn(move || target.end());
-    run(&["check", "-p", &pid])?.exits(0)?.says("the target has ended")?;
-    ensure!(reaper.join().is_ok());
+    ensure!(target.end_of_itself()? == 128 + 9);
+    watching.end()?.exits(0)?.says("the target has ended")?;
     Ok(())
 }
 
