@@ -11,6 +11,7 @@ mod kernel;
 mod shims;
 mod stacks;
 mod state;
+mod stream;
 mod target;
 
 /// Licence the kernel asks for before it lets the object call GPL-only helpers.

@@ -46,6 +46,8 @@ pub(crate) mod flag {
     pub(crate) const WAITING: u32 = 1 << 2;
     /// Is inside the fault handler.
     pub(crate) const FAULTING: u32 = 1 << 3;
+    /// The stream of a recording has said who this task is.
+    pub(crate) const TOLD: u32 = 1 << 4;
 }
 
 /// All that is known of a task.
@@ -101,6 +103,13 @@ pub(crate) fn task() -> Option<&'static mut Task> {
     let key = current();
     // SAFETY: entries are deleted only when the task is freed, which the current task is not.
     TASKS.get_ptr_mut(&key).map(|task| unsafe { &mut *task })
+}
+
+/// State of any task, when it has some.
+#[inline(always)]
+pub(crate) fn state_of(task: u64) -> Option<&'static mut Task> {
+    // SAFETY: the caller is the hook that is about to delete the entry.
+    TASKS.get_ptr_mut(&task).map(|task| unsafe { &mut *task })
 }
 
 /// State of the current task, made when it has none.

@@ -7,7 +7,7 @@ use std::{cell::RefCell, collections::HashMap, fs, path::PathBuf, time::Instant}
 
 use serde::Serialize;
 
-use crate::kernel::kallsyms::Kallsyms;
+use crate::{kernel::kallsyms::Kallsyms, record::user::Symbol};
 
 /// One frame of a kernel stack.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -46,18 +46,44 @@ fn is_own_program(name: &str) -> bool {
     ["fe_", "fx_", "kp_", "kr_", "tb_", "tr_"].iter().any(|prefix| stem.starts_with(prefix))
 }
 
+/// Most names that a recording's table takes: a damaged file must not fill the memory.
+const MAX_LEARNT: usize = 1 << 20;
+
 /// Looks addresses up.
 pub struct Symbolizer {
     path: PathBuf,
     symbols: Option<Kallsyms>,
     read_at: Instant,
     data: RefCell<HashMap<u64, Option<String>>>,
+    /// The names of a recording, instead of this machine's.
+    learnt: Option<HashMap<u64, Symbol>>,
 }
 
 impl Symbolizer {
     /// Reads names from `path`, normally /proc/kallsyms, when they are first needed.
     pub fn new(path: PathBuf) -> Self {
-        Self { path, symbols: None, read_at: Instant::now(), data: RefCell::default() }
+        Self { path, symbols: None, read_at: Instant::now(), data: RefCell::default(), learnt: None }
+    }
+
+    /// Knows only what it is told; nothing of this machine.
+    pub fn recorded() -> Self {
+        Self { learnt: Some(HashMap::new()), ..Self::new(PathBuf::new()) }
+    }
+
+    /// Learns a name from a recording. The first stays: what is looked up later was named when it was first seen.
+    pub fn learn(&mut self, address: u64, symbol: Symbol) {
+        if let Some(learnt) = self.learnt.as_mut().filter(|learnt| learnt.len() < MAX_LEARNT) {
+            learnt.entry(address).or_insert(symbol);
+        }
+    }
+
+    /// What is at an address, for a recording.
+    pub fn lookup(&self, address: u64) -> Option<Symbol> {
+        if let Some(learnt) = &self.learnt {
+            return learnt.get(&address).cloned();
+        }
+        let found = self.symbols.as_ref()?.resolve(address)?;
+        Some(Symbol { name: found.name.to_owned(), offset: found.offset, module: found.module.map(str::to_owned) })
     }
 
     /// Uses a table that was read already.
@@ -69,6 +95,9 @@ impl Symbolizer {
 
     /// Makes sure that the table explains these addresses, reading it again when it must be older than they are.
     pub fn cover(&mut self, stacks: &[&[u64]]) {
+        if self.learnt.is_some() {
+            return;
+        }
         let stale = self.symbols.as_ref().is_none_or(|symbols| {
             stacks.iter().copied().flatten().any(|address| {
                 *address >= MODULES
@@ -92,11 +121,17 @@ impl Symbolizer {
 
     /// The name at an address.
     pub fn name(&self, address: u64) -> Option<&str> {
+        if let Some(learnt) = &self.learnt {
+            return learnt.get(&address).map(|symbol| symbol.name.as_str());
+        }
         self.symbols.as_ref()?.resolve(address).map(|found| found.name)
     }
 
     /// The variable that begins at an address, such as a `mm_walk_ops`.
     pub fn data_name(&self, address: u64) -> Option<String> {
+        if let Some(learnt) = &self.learnt {
+            return learnt.get(&address).map(|symbol| symbol.name.clone());
+        }
         if let Some(known) = self.data.borrow().get(&address) {
             return known.clone();
         }
@@ -123,12 +158,10 @@ impl Symbolizer {
     }
 
     fn frame(&self, address: u64) -> Frame {
-        let found = self.symbols.as_ref().and_then(|symbols| symbols.resolve(address));
-        Frame {
-            addr: format!("{address:#x}"),
-            symbol: found.as_ref().map(|found| found.name.to_owned()),
-            offset: found.as_ref().map_or(0, |found| found.offset),
-            module: found.as_ref().and_then(|found| found.module).map(str::to_owned),
+        let addr = format!("{address:#x}");
+        match self.lookup(address) {
+            Some(Symbol { name, offset, module }) => Frame { addr, symbol: Some(name), offset, module },
+            None => Frame { addr, symbol: None, offset: 0, module: None },
         }
     }
 }

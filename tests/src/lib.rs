@@ -2,4 +2,5 @@
 //! holds pagetrace against them.
 
 pub mod fixture;
+pub mod fuzz;
 pub mod guest;

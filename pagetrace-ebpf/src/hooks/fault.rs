@@ -7,11 +7,11 @@ use pagetrace_ebpf::wire::{
     kind, setting,
 };
 
-use super::violation::{Access, emit, emit_vma};
+use super::violation::{Access, emit, emit_vma, wanted};
 use crate::{
-    kernel::{describe_mm, member, nofault, predates_tracing, setting},
+    kernel::{current_mm, describe_mm, member, nofault, predates_tracing, setting},
     state::{RECORDS, Task, count, fill_header, flag, holds, now, task, task_or_new},
-    target,
+    stream, target,
 };
 
 /// Privilege level in `pt_regs.cs`.
@@ -37,7 +37,14 @@ fn note_unjudged(known: Option<&mut Task>) {
 #[inline(always)]
 pub(crate) fn on_exception(address: u64, regs: u64, error: u64) {
     // Kernel addresses never need mmap_lock (arch/x86/mm/fault.c, do_kern_addr_fault).
-    if address >> 63 != 0 || nofault() {
+    if address >> 63 != 0 {
+        return;
+    }
+    let nofault = nofault();
+    if stream::on() {
+        stream_exception(address, regs, error, nofault);
+    }
+    if nofault {
         return;
     }
     match task() {
@@ -52,11 +59,39 @@ pub(crate) fn on_exception(address: u64, regs: u64, error: u64) {
     }
 }
 
+#[inline(always)]
+fn stream_exception(address: u64, regs: u64, error: u64, nofault: bool) {
+    let mm = current_mm();
+    let acts = stream::wanted(mm);
+    // The lock attempt that follows is streamed when the exception is.
+    let known = if acts { task_or_new() } else { task() };
+    if let Some(task) = known
+        && (acts || (holds(task) && wanted(task, mm)))
+    {
+        stream::exception(task, address, member(regs, setting::REGS_IP).unwrap_or(0), error, nofault, acts);
+    }
+}
+
+#[inline(always)]
+fn stream_handler(mm: u64, address: u64, regs: u64, user: bool) {
+    let acts = stream::wanted(mm);
+    let known = if acts { task_or_new() } else { task() };
+    if let Some(task) = known
+        && (acts || (holds(task) && wanted(task, mm)))
+    {
+        stream::handler(task, mm, address, member(regs, setting::REGS_IP).unwrap_or(0), user, acts);
+    }
+}
+
 /// `lock_mm_and_find_vma`: the fault handler goes for mmap_lock, after every benign case was sorted out.
 #[inline(always)]
 pub(crate) fn on_handler_locks(ctx: &impl EbpfContext, mm: u64, address: u64, regs: u64) {
     let Some(cs) = member::<u64>(regs, setting::REGS_CS) else { return count(counter::READ_FAILED) };
-    if cs & CPL_MASK != 0 {
+    let user = cs & CPL_MASK != 0;
+    if stream::on() {
+        stream_handler(mm, address, regs, user);
+    }
+    if user {
         return;
     }
     let task = match task() {
@@ -151,7 +186,7 @@ fn emit_fault(task: &mut Task, duration: u64, result: u32) {
     record.result = result;
     record.mode = task.fault_mode;
     record.held = task.depth + task.overflow;
-    entry.submit(0);
+    entry.submit(stream::wake());
 }
 
 /// An exception where the handler itself cannot be hooked: its end stays unknown.

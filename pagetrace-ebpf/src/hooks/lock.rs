@@ -10,6 +10,7 @@ use pagetrace_ebpf::wire::{
     counter, kind,
     lock::{Hold, MAX_HELD, Wait, held},
     setting,
+    stream::op,
 };
 
 use super::violation;
@@ -17,6 +18,7 @@ use crate::{
     kernel::{current_mm, describe_mm, predates_tracing, setting},
     stacks::{Probed, stack_id},
     state::{RECORDS, Slot, Task, count, fill_header, flag, holds, now, slot, task, task_or_new},
+    stream::{self, Told},
     target,
 };
 
@@ -33,6 +35,15 @@ fn ignored(mm: u64) -> bool {
 /// A wait for the lock may begin.
 #[inline(always)]
 pub(crate) fn on_wait(mm: u64) {
+    if !ignored(mm) && stream::on() && stream::wanted(mm) {
+        stream::waits(mm);
+    }
+    begin_wait(mm);
+}
+
+/// As [`on_wait`], for an entry that [`on_attempt`] is told of as well.
+#[inline(always)]
+pub(crate) fn begin_wait(mm: u64) {
     if ignored(mm) {
         return;
     }
@@ -49,9 +60,10 @@ pub(crate) fn on_acquired(ctx: &impl Probed, mm: u64, flags: u32) {
         return;
     }
     let Some(task) = task_or_new() else { return };
+    let told = stream::lock(ctx, task, mm, op::ACQUIRED, flags);
     confirm(ctx, task, mm, flags, true);
     end_wait(ctx, task, mm, flags, 1);
-    push(ctx, task, mm, flags);
+    push(ctx, task, mm, flags, told);
 }
 
 /// A trylock or an interruptible acquisition did not get the lock.
@@ -60,7 +72,12 @@ pub(crate) fn on_failed(ctx: &impl Probed, mm: u64, flags: u32) {
     if ignored(mm) {
         return;
     }
+    if stream::on() && stream::wanted(mm) {
+        // A task that this is the first event of has nothing to confirm, but the stream says who it is.
+        let _ = task_or_new();
+    }
     let Some(task) = task() else { return };
+    stream::lock(ctx, task, mm, op::FAILED, flags);
     confirm(ctx, task, mm, flags, false);
     end_wait(ctx, task, mm, flags, 0);
 }
@@ -72,6 +89,7 @@ pub(crate) fn on_attempt(ctx: &impl Probed, mm: u64, flags: u32) {
         return;
     }
     let Some(task) = task_or_new() else { return };
+    let told = stream::lock(ctx, task, mm, op::ATTEMPT, flags);
     confirm(ctx, task, mm, flags, false);
     if task.depth != 0 {
         let top = task.depth - 1;
@@ -81,7 +99,7 @@ pub(crate) fn on_attempt(ctx: &impl Probed, mm: u64, flags: u32) {
             count(counter::RETURN_MISSED);
         }
     }
-    push(ctx, task, mm, flags | held::TENTATIVE);
+    push(ctx, task, mm, flags | held::TENTATIVE, told);
 }
 
 /// The function entered last returned.
@@ -95,6 +113,9 @@ pub(crate) fn on_return(ctx: &impl Probed, acquired: bool) {
     let last = *slot(task, top);
     if last.flags & held::TENTATIVE == 0 {
         return;
+    }
+    if last.flags & held::STREAMED != 0 {
+        stream::returned(task, last.mm, last.flags, acquired);
     }
     end_wait(ctx, task, last.mm, last.flags & !held::TENTATIVE, u32::from(acquired));
     if acquired {
@@ -112,9 +133,17 @@ pub(crate) fn on_release(mm: u64, mode: u32) {
     if ignored(mm) {
         return;
     }
-    let Some(task) = task() else { return on_orphan(mm, 0) };
+    let Some(task) = task() else {
+        if stream::on() && stream::wanted(mm) {
+            stream::release(mm, mode);
+        }
+        return on_orphan(mm, 0);
+    };
     task.flags &= !flag::PENDING;
     let index = innermost(task, mm);
+    if stream::on() && (stream::is_streamed(task, index) || stream::wanted(mm)) {
+        stream::release(mm, mode);
+    }
     if index == NOT_HELD {
         if task.overflow != 0 {
             task.overflow -= 1;
@@ -138,9 +167,13 @@ pub(crate) fn on_downgrade(ctx: &impl Probed, mm: u64) {
     }
     let Some(task) = task_or_new() else { return };
     let index = innermost(task, mm);
+    let told = match stream::on() && stream::is_streamed(task, index) {
+        true => stream::downgrade(task, mm),
+        false => stream::lock(ctx, task, mm, op::DOWNGRADE, held::READ),
+    };
     if index == NOT_HELD {
         // Write-held since before tracing began: read-held by this task from now on.
-        push(ctx, task, mm, held::READ | held::DOWNGRADED);
+        push(ctx, task, mm, held::READ | held::DOWNGRADED, told);
     } else {
         let slot = slot(task, index);
         slot.flags = slot.flags & !held::WRITE | held::READ | held::DOWNGRADED;
@@ -180,7 +213,7 @@ fn confirm(ctx: &impl Probed, task: &mut Task, mm: u64, flags: u32, acquired: bo
 }
 
 /// No hold of the mm. Not an `Option`: the compiler would copy its undefined payload, which the verifier refuses.
-const NOT_HELD: u32 = MAX_HELD as u32;
+pub(crate) const NOT_HELD: u32 = MAX_HELD as u32;
 
 /// Index of the innermost hold of `mm`, or [`NOT_HELD`].
 #[inline(always)]
@@ -222,7 +255,7 @@ pub(crate) fn remove(task: &mut Task, index: u32) {
 }
 
 #[inline(always)]
-fn push(ctx: &impl Probed, task: &mut Task, mm: u64, flags: u32) {
+fn push(ctx: &impl Probed, task: &mut Task, mm: u64, flags: u32, told: Told) {
     let index = innermost(task, mm);
     if index != NOT_HELD {
         let old = slot(task, index);
@@ -243,14 +276,15 @@ fn push(ctx: &impl Probed, task: &mut Task, mm: u64, flags: u32) {
         count(counter::HELD_OVERFLOW);
         return;
     }
-    let stack = stack_id(ctx, task);
-    *slot(task, depth) = Slot { mm, since: now(), flags, stack };
+    let stack = if told.stack == stream::NO_STACK { stack_id(ctx, task) } else { told.stack };
+    *slot(task, depth) = Slot { mm, since: now(), flags: flags | told.streamed, stack };
     task.depth = depth + 1;
 }
 
 #[inline(always)]
 fn end_wait(ctx: &impl Probed, task: &mut Task, mm: u64, flags: u32, acquired: u32) {
-    if setting(setting::TRACE) == 0 || task.flags & flag::WAITING == 0 {
+    // The stream tells begin and end of a wait and of a hold already.
+    if setting(setting::TRACE) == 0 || stream::on() || task.flags & flag::WAITING == 0 {
         return;
     }
     task.flags &= !flag::WAITING;
@@ -274,7 +308,7 @@ fn end_wait(ctx: &impl Probed, task: &mut Task, mm: u64, flags: u32, acquired: u
 
 #[inline(always)]
 fn emit_hold(ended: &Slot) {
-    if setting(setting::TRACE) == 0 {
+    if setting(setting::TRACE) == 0 || stream::on() {
         return;
     }
     let duration = now().wrapping_sub(ended.since);

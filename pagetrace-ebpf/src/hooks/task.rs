@@ -4,7 +4,7 @@ use pagetrace_ebpf::wire::setting;
 
 use crate::{
     kernel::{current_mm, know_mm, member, setting},
-    state, target,
+    state, stream, target,
 };
 
 /// `sched_process_fork`.
@@ -14,6 +14,9 @@ pub(crate) fn on_fork(child: u64) {
         know_mm(member(child, setting::TASK_MM).unwrap_or(0));
     }
     target::on_fork(child);
+    if stream::on() {
+        stream::on_fork(child);
+    }
 }
 
 /// `sched_process_exec`: the new program's mm is in place.
@@ -23,11 +26,17 @@ pub(crate) fn on_exec() {
         know_mm(current_mm());
     }
     target::on_exec();
+    if stream::on() {
+        stream::on_exec();
+    }
 }
 
 /// `sched_process_free`: the task_struct's memory is about to be reused.
 #[inline(always)]
 pub(crate) fn on_free(task: u64) {
+    if stream::on() {
+        stream::on_free(task);
+    }
     state::forget(task);
     target::on_free(task);
 }

@@ -13,7 +13,7 @@ use super::lock::{given_away, remove};
 use crate::{
     kernel::{current, describe_mm, member, read, setting},
     state::{RECORDS, Slot, Task, count, fill_header, flag, holds, slot},
-    target,
+    stream, target,
 };
 
 /// `RWSEM_WRITER_LOCKED`, kernel/locking/rwsem.c.
@@ -53,12 +53,10 @@ fn sem_word(mm: u64, word: usize) -> Option<u64> {
     read(mm.wrapping_add(setting(setting::MM_LOCK)).wrapping_add(setting(word)))
 }
 
-/// Whether the lock word rules out that `slot` is still held by the current task.
+/// Whether the lock words rule out that `slot` is still held by the current task.
 #[inline(always)]
-fn is_over(slot: &Slot, fault: &Access) -> bool {
-    let Some(word) = sem_word(slot.mm, setting::SEM_COUNT) else { return false };
+fn is_over(slot: &Slot, word: u64, owner: u64, fault: &Access) -> bool {
     if slot.flags & held::WRITE != 0 {
-        let owner = sem_word(slot.mm, setting::SEM_OWNER).unwrap_or(0);
         return word & WRITER_LOCKED == 0 || owner & !OWNER_FLAGS != current();
     }
     let own = if slot.mm == fault.mm { fault.own_readers } else { 0 };
@@ -68,27 +66,38 @@ fn is_over(slot: &Slot, fault: &Access) -> bool {
 /// Removes holds that the lock words rule out: handed over and released elsewhere, or a release that was missed.
 #[inline(always)]
 fn prune(task: &mut Task, fault: &Access) {
+    let streamed = stream::on() && wanted(task, fault.mm);
     for back in 0..MAX_HELD as u32 {
         let index = MAX_HELD as u32 - 1 - back;
         if index >= task.depth {
             continue;
         }
         let copy = *slot(task, index);
-        if is_over(&copy, fault) {
+        let word = sem_word(copy.mm, setting::SEM_COUNT);
+        let owner = sem_word(copy.mm, setting::SEM_OWNER).unwrap_or(0);
+        if streamed {
+            stream::words(&copy, word, owner);
+        }
+        let Some(word) = word else { continue };
+        if is_over(&copy, word, owner, fault) {
             count(counter::STALE_HOLD);
             remove(task, index);
         }
     }
 }
 
+/// Whether a fault in `mm` is the target's: by the task, by the address space, or by a lock held.
 #[inline(always)]
-fn wanted(task: &mut Task, fault: &Access) -> bool {
-    if target::acts() || target::owns(fault.mm) {
+pub(super) fn wanted(task: &mut Task, mm: u64) -> bool {
+    if target::acts() || target::owns(mm) {
         return true;
     }
     for index in 0..MAX_HELD as u32 {
-        if index < task.depth && target::owns(slot(task, index).mm) {
-            return true;
+        if index < task.depth {
+            let held = *slot(task, index);
+            if held.flags & held::STREAMED != 0 || target::owns(held.mm) {
+                return true;
+            }
         }
     }
     false
@@ -98,7 +107,7 @@ fn wanted(task: &mut Task, fault: &Access) -> bool {
 #[inline(always)]
 pub(crate) fn emit(ctx: &impl EbpfContext, task: &mut Task, fault: &Access) {
     prune(task, fault);
-    if !holds(task) || !wanted(task, fault) {
+    if !holds(task) || !wanted(task, fault.mm) {
         return;
     }
     let Some(mut entry) = RECORDS.reserve::<Violation>(0) else {
@@ -122,7 +131,7 @@ pub(crate) fn emit(ctx: &impl EbpfContext, task: &mut Task, fault: &Access) {
         let copy = if index < task.depth { *slot(task, index) } else { Slot { mm: 0, since: 0, flags: 0, stack: -1 } };
         describe_mm(copy.mm, &mut out.owner);
         out.since = copy.since;
-        out.flags = copy.flags;
+        out.flags = copy.flags & !held::STREAMED;
         out.stack_id = copy.stack;
         out.count = 0;
         out.sem_owner = 0;

@@ -12,7 +12,7 @@ use super::lock::held_now;
 use crate::{
     kernel::{describe_mm, member, read, setting},
     state::{OpenWalk, RECORDS, Task, count, fill_header, now, task, task_or_new},
-    target,
+    stream, target,
 };
 
 #[inline(always)]
@@ -94,7 +94,7 @@ pub(crate) fn on_walk_end(walker: u32, result: i64) {
     record.result = result;
     record.function = copy.function;
     record.held = held_now();
-    entry.submit(0);
+    entry.submit(stream::wake());
 }
 
 /// The address space of a VMA; 0 when it cannot be read.

@@ -27,7 +27,7 @@ macro_rules! acquire {
             if let Some(mm) = mm_of_lock(arg(&ctx, 0)) {
                 let trace = setting(setting::TRACE) == 1;
                 if trace {
-                    lock::on_wait(mm);
+                    lock::begin_wait(mm);
                 }
                 if $always && !trace {
                     lock::on_acquired(&ctx, mm, $flags);

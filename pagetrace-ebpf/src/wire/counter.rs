@@ -43,4 +43,6 @@ counters! {
     SHORTCUT_CHECKED = 14, "shortcut_checked";
     /// Of these, the ones that named another stack.
     SHORTCUT_WRONG = 15, "shortcut_wrong";
+    /// A record of a recording's stream found no room in the ring buffer.
+    STREAM_LOST = 16, "stream_lost";
 }

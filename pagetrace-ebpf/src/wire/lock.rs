@@ -21,6 +21,8 @@ pub mod held {
     pub const GIVEN_AWAY: u32 = 1 << 5;
     /// The return of the acquiring function was missed: whether it succeeded is unknown.
     pub const UNSURE: u32 = 1 << 6;
+    /// Its acquisition went into the stream of a recording, so its release has to. Never set in a record of a violation.
+    pub const STREAMED: u32 = 1 << 7;
 }
 
 wire! {

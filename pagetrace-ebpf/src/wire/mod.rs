@@ -8,6 +8,7 @@ pub mod counter;
 pub mod fault;
 pub mod lock;
 pub mod setting;
+pub mod stream;
 pub mod unwind;
 pub mod walk;
 
@@ -29,6 +30,18 @@ pub mod kind {
     pub const WAIT: u32 = 5;
     /// [`super::lock::Hold`]: a hold of an mmap lock, ended.
     pub const HOLD: u32 = 6;
+    /// [`super::stream::Lock`].
+    pub const LOCK: u32 = 16;
+    /// [`super::stream::Exception`].
+    pub const EXCEPTION: u32 = 17;
+    /// [`super::stream::Handler`].
+    pub const HANDLER: u32 = 18;
+    /// [`super::stream::Task`].
+    pub const TASK: u32 = 19;
+    /// [`super::stream::Mm`].
+    pub const MM: u32 = 20;
+    /// [`super::stream::Words`].
+    pub const WORDS: u32 = 21;
     /// [`super::unwind::Sample`]: for the loader alone, no event.
     pub const UNWIND_SAMPLE: u32 = 64;
 }

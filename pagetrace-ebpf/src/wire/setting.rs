@@ -115,6 +115,10 @@ settings! {
     VMA_BY_RETURN,
     /// 1: unwind although a shortcut knows the stack, and count where the two differ.
     VERIFY_SHORTCUTS,
+    /// 1: every hook also emits what it saw, for a recording.
+    STREAM,
+    /// With [`STREAM`]: unread bytes in the ring buffer from which the reader is woken.
+    RING_WAKE,
 }
 
 /// Values of [`TARGET_MODE`].

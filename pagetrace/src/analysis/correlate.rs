@@ -128,7 +128,8 @@ impl Correlator {
                 self.unknown_records += 1;
                 Outcome::None
             }
-            Record::Fault(_) | Record::Walk(_) | Record::Wait(_) | Record::Hold(_) => Outcome::None,
+            // The rest makes no finding: plain events, and the stream that the model reads.
+            _ => Outcome::None,
         }
     }
 

@@ -1,9 +1,12 @@
 //! Findings from records. Pure: no BPF, no files, no clock; the same records always give the same findings.
 
+mod compare;
 mod correlate;
 mod finding;
+pub mod model;
 mod verdict;
 
+pub use compare::{CrossCheck, Disagreement};
 pub use correlate::{Correlator, Outcome, Stacks, severity_of};
 pub use finding::{Access, Class, Finding, HeldLock, LockMode, MmId, Relation, Severity, TaskId, VmaInfo};
 pub use verdict::{Inputs, Loss, Verdict, judge};

@@ -1,5 +1,7 @@
 //! The verdict: what a run may claim, given what it found and what it could not see.
 
+use std::borrow::Cow;
+
 use serde::Serialize;
 
 /// What a run comes to.
@@ -25,8 +27,8 @@ impl Verdict {
     }
 }
 
-/// Named counters.
-pub type Loss = Vec<(&'static str, u64)>;
+/// Named counters. A recording may hold some that this program does not know.
+pub type Loss = Vec<(Cow<'static, str>, u64)>;
 
 /// What the verdict is made from.
 #[derive(Debug, Clone, Default)]
@@ -91,17 +93,17 @@ mod tests {
     fn clean_needs_that_nothing_could_have_hidden_a_violation() {
         assert_eq!(judge(&Inputs::default()).0, Verdict::Clean);
         for (name, _) in HIDES {
-            let (verdict, because) = judge(&Inputs { loss: vec![(name, 1)], ..Inputs::default() });
+            let (verdict, because) = judge(&Inputs { loss: vec![(name.into(), 1)], ..Inputs::default() });
             assert_eq!(verdict, Verdict::Incomplete, "{name}");
             assert!(because.iter().any(|reason| reason.contains(name)), "{name}");
         }
-        let told_only = vec![("unmatched_release", 9), ("ring_full", 3), ("stale_hold", 2)];
+        let told_only = vec![("unmatched_release".into(), 9), ("ring_full".into(), 3), ("stale_hold".into(), 2)];
         assert_eq!(judge(&Inputs { loss: told_only, ..Inputs::default() }).0, Verdict::Clean);
     }
 
     #[test]
     fn a_finding_stands_whatever_was_lost() {
-        let inputs = Inputs { findings: 1, loss: vec![("violation_lost", 5)], ..Inputs::default() };
+        let inputs = Inputs { findings: 1, loss: vec![("violation_lost".into(), 5)], ..Inputs::default() };
         let (verdict, because) = judge(&inputs);
         assert_eq!(verdict, Verdict::Findings);
         assert_eq!(because.len(), 1, "the loss is still told");

@@ -9,6 +9,7 @@ use crate::{
     live::{loader::Sizes, prepare::Run, provoke, session::Spec, workload::targets::Selection},
     output::Format,
     plan::Attach,
+    record::writer::MIN_LIMIT,
 };
 
 /// Tells, on the kernel you are running, who touched user memory while holding mmap_lock.
@@ -32,6 +33,10 @@ pub enum Command {
     Check(CheckArgs),
     /// Stream page faults, page walks, and long waits for and holds of mmap locks
     Trace(TraceArgs),
+    /// As check, and keep everything that was seen in a file, for `report`
+    Record(RecordArgs),
+    /// Give the verdict of a recording; needs no root, and works on any machine
+    Report(ReportArgs),
     /// Show what would be attached on this kernel, what was passed over and why, and what stays unseen
     Probes(ProbesArgs),
 }
@@ -133,6 +138,37 @@ pub struct TraceArgs {
     pub min_fault_us: u64,
 }
 
+/// `record`.
+#[derive(Debug, ClapArgs)]
+pub struct RecordArgs {
+    /// Whom.
+    #[command(flatten)]
+    pub target: Target,
+    /// How.
+    #[command(flatten)]
+    pub tuning: Tuning,
+    /// Record to this file
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+    /// Stop when the file would get longer than this
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(MIN_LIMIT..))]
+    pub max_bytes: Option<u64>,
+    /// Form of the report, which goes to stdout
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+}
+
+/// `report`.
+#[derive(Debug, ClapArgs)]
+pub struct ReportArgs {
+    /// The recording
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Where to.
+    #[command(flatten)]
+    pub output: Output,
+}
+
 /// `probes`.
 #[derive(Debug, ClapArgs)]
 pub struct ProbesArgs {
@@ -169,24 +205,23 @@ fn ring_bytes(text: &str) -> Result<u32, String> {
     Ok(bytes)
 }
 
-impl RunArgs {
+impl Target {
     /// The run these arguments ask for.
-    pub(super) fn spec(&self, mut run: Run) -> Spec {
-        let Self { target, tuning, output } = self;
+    fn spec(&self, tuning: &Tuning, mut run: Run, stdout_is_ours: bool) -> Spec {
         run.no_lock_stacks = tuning.no_lock_stacks;
         run.verify_shortcuts = tuning.verify_shortcuts;
         Spec {
             attach: tuning.attach,
             selection: Selection {
-                pids: target.pid.clone(),
-                tids: target.tid.clone(),
-                comms: target.comm.iter().cloned().collect(),
-                cgroup: target.cgroup.clone(),
+                pids: self.pid.clone(),
+                tids: self.tid.clone(),
+                comms: self.comm.iter().cloned().collect(),
+                cgroup: self.cgroup.clone(),
             },
-            argv: target.argv.clone(),
-            as_root: target.as_root,
-            stdout_is_ours: output.format == Format::Json && output.output.is_none(),
-            duration: target.duration,
+            argv: self.argv.clone(),
+            as_root: self.as_root,
+            stdout_is_ours,
+            duration: self.duration,
             provoke: None,
             run,
             sizes: Sizes { ring_bytes: tuning.ring_bytes, tasks: tuning.max_tasks },
@@ -207,6 +242,21 @@ impl CheckArgs {
             "--provoke pushes out the pages of whole processes: -t, -c and --cgroup choose tasks, which may share memory \
              with others; give a command after `--`, or -p PID"
         }))
+    }
+}
+
+impl RunArgs {
+    /// The run these arguments ask for.
+    pub(super) fn spec(&self, run: Run) -> Spec {
+        let Self { target, tuning, output } = self;
+        target.spec(tuning, run, output.format == Format::Json && output.output.is_none())
+    }
+}
+
+impl RecordArgs {
+    /// As [`RunArgs::spec`]; the report always goes to stdout.
+    pub(super) fn spec(&self, run: Run) -> Spec {
+        self.target.spec(&self.tuning, run, self.format == Format::Json)
     }
 }
 

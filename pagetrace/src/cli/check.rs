@@ -10,7 +10,7 @@ use super::{
     sink,
 };
 use crate::{
-    analysis::{Inputs, judge},
+    analysis::Inputs,
     kernel::{
         KernelFacts, Roots,
         features::charges_memlock,
@@ -25,7 +25,7 @@ use crate::{
     },
     output::{
         Format,
-        report::{Command, Coverage, Kernel, Report, ReportedFinding, SCHEMA},
+        report::{self, Command, Kernel, Report, ReportedFinding},
         text,
     },
     plan::Plan,
@@ -73,7 +73,7 @@ pub(super) fn drive(facts: &KernelFacts, spec: Spec, observer: &mut dyn Observer
 }
 
 /// Says on stderr what a person wants to know meanwhile.
-struct Quiet;
+pub(super) struct Quiet;
 
 impl Observer for Quiet {
     fn attached(&mut self, plan: &Plan, took: Duration) {
@@ -93,29 +93,26 @@ impl Observer for Quiet {
 
 /// The report of what a run came to.
 pub(super) fn report(facts: &KernelFacts, spec_argv: &[std::ffi::OsString], outcomes: Outcomes) -> Report {
-    let inputs = Inputs {
-        findings: outcomes.findings.len(),
-        uncertain: outcomes.uncertain,
-        unknown_records: outcomes.unknown_records,
-        loss: outcomes.loss.clone(),
-        reasons: outcomes.reasons.clone(),
-    };
-    let (verdict, because) = judge(&inputs);
     let command = outcomes.command.map(|end| command(spec_argv, end));
-    Report {
-        schema: SCHEMA,
-        verdict,
+    Report::of(report::Run {
         kernel: Kernel { release: facts.features.release.clone(), machine: facts.features.machine.clone() },
         command,
         duration_ms: u64::try_from(outcomes.watched.as_millis()).unwrap_or(u64::MAX),
         findings: outcomes.findings,
-        loss: outcomes.loss.into_iter().collect(),
-        coverage: Coverage::of(&outcomes.plan, because),
+        plan: outcomes.plan,
+        inputs: Inputs {
+            findings: 0,
+            uncertain: outcomes.uncertain,
+            unknown_records: outcomes.unknown_records,
+            loss: outcomes.loss,
+            reasons: outcomes.reasons,
+        },
+        recording: None,
         provocation: outcomes.provocation,
-    }
+    })
 }
 
-fn command(argv: &[std::ffi::OsString], end: CommandEnd) -> Command {
+pub(super) fn command(argv: &[std::ffi::OsString], end: CommandEnd) -> Command {
     let words = argv.iter().map(|word| word.to_string_lossy().escape_debug().to_string()).collect();
     let (exit_code, signal) = match end.ended {
         Some(Ended::Exited(code)) => (Some(code), None),
@@ -137,14 +134,18 @@ pub(super) fn run(args: &CheckArgs) -> Result<Exit> {
     let outcomes = drive(&facts, spec, &mut Quiet)?;
     let code = outcomes.command.and_then(|end| end.ended).and_then(Ended::code);
     let report = report(&facts, &args.run.target.argv, outcomes);
-    let text = match args.run.output.format {
-        Format::Text => text::render(&report, style),
-        Format::Json => serde_json::to_string_pretty(&report).context("cannot encode the report")? + "\n",
+    print(&report, args.run.output.format, &mut *out, style)?;
+    Ok(Exit::of_verdict(report.verdict, code))
+}
+
+/// Writes a report. That nobody reads it is no error.
+pub(super) fn print(report: &Report, format: Format, out: &mut dyn io::Write, style: text::Style) -> Result<()> {
+    let text = match format {
+        Format::Text => text::render(report, style),
+        Format::Json => serde_json::to_string_pretty(report).context("cannot encode the report")? + "\n",
     };
-    let exit = Exit::of_verdict(report.verdict, code);
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(err) if err.kind() == io::ErrorKind::BrokenPipe => Ok(exit),
-        Err(err) => Err(err).context("cannot write the report"),
-        Ok(()) => Ok(exit),
+        Err(err) if err.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.context("cannot write the report"),
     }
 }

@@ -4,6 +4,8 @@ mod args;
 mod check;
 mod exit;
 mod probes;
+mod record;
+mod report;
 mod sink;
 mod trace;
 
@@ -28,6 +30,8 @@ pub fn main() -> ExitCode {
     let result = match args.command {
         Command::Check(args) => check::run(&args),
         Command::Trace(args) => trace::run(&args),
+        Command::Record(args) => record::run(&args),
+        Command::Report(args) => report::run(&args),
         Command::Probes(args) => probes::run(&args),
     };
     match result {

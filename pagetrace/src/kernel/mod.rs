@@ -4,6 +4,7 @@
 //! Nothing here decides what to attach, and nothing compares version numbers.
 
 pub mod btf;
+pub mod build_id;
 pub mod caps;
 pub mod features;
 pub mod kallsyms;

@@ -70,7 +70,28 @@ pub struct Attached {
     learner: Learner,
     distances: Array<MapData, u64>,
     shortcuts: Array<MapData, [u64; unwind::SHORTCUT_WORDS]>,
+    /// When everything was attached, nanoseconds of `CLOCK_MONOTONIC`.
+    pub attached_at: u64,
 }
+
+/// A counter on each CPU; a single value where the kernel does not tell them apart.
+pub type ByCpu = (&'static str, Vec<u64>);
+
+/// Stacks by id, while the ring buffer is read.
+pub trait StackTable {
+    /// Addresses of a stored stack, innermost first; `None` when the id is none or the stack is gone.
+    fn stack(&self, id: i32) -> Option<Vec<u64>>;
+}
+
+impl StackTable for StackTraceMap<MapData> {
+    fn stack(&self, id: i32) -> Option<Vec<u64>> {
+        let trace = self.get(&u32::try_from(id).ok()?, 0).ok()?;
+        Some(trace.frames().iter().map(|frame| frame.ip).filter(|ip| *ip != 0).collect())
+    }
+}
+
+/// Records handed over at once: a storm must not keep the session from its other duties.
+const BATCH: usize = 16384;
 
 /// Loads and attaches, in the plan's order.
 ///
@@ -114,7 +135,8 @@ pub fn attach(
         attach_one(&mut bpf, probe).map_err(|why| refused(probe, &why))?;
     }
     let mut attached_at = Array::<_, u64>::try_from(map(&mut bpf, "ATTACHED_AT")?)?;
-    attached_at.set(0, monotonic_ns(), 0)?;
+    let now = monotonic_ns();
+    attached_at.set(0, now, 0)?;
     let mut distances = Array::<_, u64>::try_from(map(&mut bpf, "DISTANCES")?)?;
     // Right where a kprobe's stack pointer points.
     distances.set(unwind::kind::KPROBE, 1, 0)?;
@@ -123,6 +145,7 @@ pub fn attach(
         ring: readable(ring).map_err(|err| AttachError::Io("cannot poll the ring buffer", err))?,
         stacks: StackTraceMap::try_from(map(&mut bpf, "STACKS")?)?,
         counters: PerCpuArray::try_from(map(&mut bpf, "COUNTERS")?)?,
+        attached_at: now,
         programs,
         learner: symbols.map(Learner::new).unwrap_or_default(),
         distances,
@@ -244,47 +267,52 @@ impl Attached {
     ///
     /// # Errors
     /// When the ring buffer cannot be polled.
-    pub async fn wait_and_drain(&mut self, take: &mut dyn FnMut(&[u8])) -> io::Result<()> {
-        let Self { ring, learner, distances, shortcuts, .. } = self;
+    pub async fn wait_and_drain(&mut self, take: &mut dyn FnMut(&[u8], &dyn StackTable)) -> io::Result<()> {
+        let Self { ring, stacks, learner, distances, shortcuts, .. } = self;
         let mut guard = ring.readable_mut().await?;
         let ring = guard.get_inner_mut();
-        while let Some(item) = ring.next() {
+        let mut taken = 0;
+        while taken < BATCH
+            && let Some(item) = ring.next()
+        {
             if !learn(learner, distances, shortcuts, &item) {
-                take(&item);
+                take(&item, stacks);
             }
+            taken += 1;
         }
-        guard.clear_ready();
+        // With more to read there may be no new wakeup: the readiness stays.
+        if taken < BATCH {
+            guard.clear_ready();
+        }
         Ok(())
     }
 
     /// Hands over what is in the ring buffer now, without waiting.
-    pub fn drain(&mut self, take: &mut dyn FnMut(&[u8])) {
-        let Self { ring, learner, distances, shortcuts, .. } = self;
+    pub fn drain(&mut self, take: &mut dyn FnMut(&[u8], &dyn StackTable)) {
+        let Self { ring, stacks, learner, distances, shortcuts, .. } = self;
         let ring = ring.get_mut();
         while let Some(item) = ring.next() {
             if !learn(learner, distances, shortcuts, &item) {
-                take(&item);
+                take(&item, stacks);
             }
         }
     }
 
     /// Addresses of a stored stack, innermost first; `None` when the id is none or the stack is gone.
     pub fn stack(&self, id: i32) -> Option<Vec<u64>> {
-        let id = u32::try_from(id).ok()?;
-        let trace = self.stacks.get(&id, 0).ok()?;
-        Some(trace.frames().iter().map(|frame| frame.ip).filter(|ip| *ip != 0).collect())
+        self.stacks.stack(id)
     }
 
-    /// The counters, summed over CPUs, and the events that the kernel skipped because a program of ours was
+    /// The counters, each CPU by itself, and the events that the kernel skipped because a program of ours was
     /// running already.
     ///
     /// # Errors
     /// When the map cannot be read.
-    pub fn counters(&self) -> Result<Vec<(&'static str, u64)>, AttachError> {
+    pub fn counters_by_cpu(&self) -> Result<Vec<ByCpu>, AttachError> {
         let mut out = Vec::new();
         for (index, name) in counter::NAMES.iter().enumerate() {
             let values = self.counters.get(&u32::try_from(index).unwrap_or(u32::MAX), 0)?;
-            out.push((*name, values.iter().sum()));
+            out.push((*name, values.iter().copied().collect()));
         }
         let (mut skipped, mut late_frees) = (0, 0);
         for name in &self.programs {
@@ -295,8 +323,8 @@ impl Attached {
             // A task whose end is missed holds nothing any more; its state only stays until the tracing ends.
             if name.ends_with("sched_process_free") { late_frees += misses } else { skipped += misses }
         }
-        out.push(("recursion_misses", skipped));
-        out.push(("task_end_missed", late_frees));
+        out.push(("recursion_misses", vec![skipped]));
+        out.push(("task_end_missed", vec![late_frees]));
         Ok(out)
     }
 

@@ -10,4 +10,5 @@ pub mod session;
 pub mod settings;
 mod shortcut;
 mod stacks;
+pub mod tape;
 pub mod workload;

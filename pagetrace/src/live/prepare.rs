@@ -76,6 +76,8 @@ pub struct Run {
     pub comm: Option<[u8; 16]>,
     /// Wanted cgroup: id and level.
     pub cgroup: Option<(u64, u32)>,
+    /// Emit the stream of a recording, and wake the reader when so many bytes are unread.
+    pub stream: Option<u64>,
 }
 
 /// The settings for this kernel, plan and run.
@@ -116,6 +118,8 @@ pub fn settings(btf: &Btf, kallsyms: Option<&Kallsyms>, offsets: &Offsets, plan:
         .set(setting::LOCK_STACKS, u64::from(!run.no_lock_stacks))
         .set(setting::VERIFY_SHORTCUTS, u64::from(run.verify_shortcuts))
         .set(setting::TRACE, u64::from(run.trace))
+        .set(setting::STREAM, u64::from(run.stream.is_some()))
+        .set(setting::RING_WAKE, run.stream.unwrap_or(0))
         .set(setting::MIN_LOCK_NS, run.min_lock_ns)
         .set(setting::MIN_FAULT_NS, run.min_fault_ns)
         .set(setting::SELF_TGID, u64::from(std::process::id()))

@@ -11,15 +11,19 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use pagetrace_ebpf::wire::setting::{target, target_key};
+use pagetrace_ebpf::wire::{
+    Field as _, kind,
+    setting::{target, target_key},
+};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
     hang::{HangWatch, Suspect},
-    loader::{self, AttachError, Attached, Sizes, monotonic_ns},
+    loader::{self, AttachError, Attached, ByCpu, Sizes, StackTable, monotonic_ns},
     prepare::{self, Run, View},
     provoke::Provoker,
+    settings::Settings,
     stacks::{LiveStacks, loaded_modules},
     workload::{
         Ended, RunAs, Workload,
@@ -27,9 +31,9 @@ use super::{
     },
 };
 use crate::{
-    analysis::{Correlator, Outcome, Severity, severity_of},
+    analysis::{Loss, Outcome, Severity, severity_of},
     kernel::{KernelFacts, offsets::Offsets},
-    output::{provocation::Provocation, report::ReportedFinding},
+    output::{gather::Gather, provocation::Provocation, report::ReportedFinding},
     plan::{Plan, Wish, plan},
     record::Record,
     symbolize::Symbolizer,
@@ -37,6 +41,8 @@ use crate::{
 
 /// How often hangs and vanished targets are looked for.
 const TICK: Duration = Duration::from_millis(250);
+/// How often a recording takes the counters down.
+const COUNT_EVERY: Duration = Duration::from_secs(5);
 /// How long a task that was sent SIGKILL gets to end.
 const KILL_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -87,7 +93,9 @@ pub struct Outcomes {
     /// Records that could not be decoded.
     pub unknown_records: u64,
     /// Counters.
-    pub loss: Vec<(&'static str, u64)>,
+    pub loss: Loss,
+    /// The same, each CPU by itself.
+    pub by_cpu: Vec<ByCpu>,
     /// Reasons of the run itself why nothing can be called clean.
     pub reasons: Vec<String>,
     /// The command.
@@ -114,17 +122,48 @@ pub trait Observer {
     fn finding(&mut self, number: usize, finding: &ReportedFinding) -> io::Result<()>;
     /// Something a person should know now.
     fn note(&mut self, sentence: &str);
+    /// Takes every record as it came, when this run makes a recording.
+    fn tape(&mut self) -> Option<&mut dyn Tape> {
+        None
+    }
+}
+
+/// Takes a run down, record by record.
+pub trait Tape {
+    /// Everything is attached, nothing has been read.
+    ///
+    /// # Errors
+    /// When the recording cannot be begun, which ends the run.
+    fn begin(&mut self, begun: &Begun<'_>) -> io::Result<()>;
+    /// One record.
+    fn record(&mut self, bytes: &[u8], stacks: &dyn StackTable);
+    /// A task was found stuck.
+    fn hung(&mut self, pid: u32, tid: u32);
+    /// The counters, now and then.
+    fn counters(&mut self, counters: &[ByCpu]);
+    /// Whether no more can be taken down, which ends the run.
+    fn is_full(&self) -> bool;
+}
+
+/// What a recording has to know of its run.
+pub struct Begun<'a> {
+    /// What was attached.
+    pub plan: &'a Plan,
+    /// The settings of the BPF object.
+    pub settings: &'a Settings,
+    /// When everything was attached, nanoseconds of `CLOCK_MONOTONIC`.
+    pub attached_at: u64,
 }
 
 /// Attaches, planning anew without each way that the kernel refuses.
-fn attach(facts: &KernelFacts, spec: &Spec, offsets: &Offsets, targets: &[u64]) -> Result<(Plan, Attached)> {
+fn attach(facts: &KernelFacts, spec: &Spec, offsets: &Offsets, targets: &[u64]) -> Result<(Plan, Settings, Attached)> {
     let (Ok(btf), Some(view)) = (&facts.btf, View::of(facts)) else { anyhow::bail!("this kernel has no usable BTF") };
     let mut wish = Wish { force: spec.attach, trace: spec.run.trace, refused: Vec::new() };
     loop {
         let plan = plan(&view, &wish)?;
         let settings = prepare::settings(btf, facts.kallsyms.as_ref().ok(), offsets, &plan, &spec.run);
         match loader::attach(&plan, &settings, spec.sizes, targets, facts.kallsyms.as_ref().ok()) {
-            Ok(attached) => return Ok((plan, attached)),
+            Ok(attached) => return Ok((plan, settings, attached)),
             // Every refusal closes one way for good, so this ends.
             Err(AttachError::Refused(refusal)) if !wish.refused.contains(&refusal) => {
                 log::info!("{} on {} was refused: {}", refusal.attach.name(), refusal.target, refusal.why);
@@ -141,7 +180,7 @@ fn attach(facts: &KernelFacts, spec: &Spec, offsets: &Offsets, targets: &[u64]) 
 /// As [`run`].
 pub fn try_plan(facts: &KernelFacts, spec: &Spec) -> Result<Plan> {
     let offsets = offsets(facts)?;
-    attach(facts, spec, &offsets, &[]).map(|(plan, _attached)| plan)
+    attach(facts, spec, &offsets, &[]).map(|(plan, _settings, _attached)| plan)
 }
 
 fn offsets(facts: &KernelFacts) -> Result<Offsets> {
@@ -153,11 +192,10 @@ fn offsets(facts: &KernelFacts) -> Result<Offsets> {
 struct Session<'a> {
     attached: Attached,
     facts: &'a KernelFacts,
-    correlator: Correlator,
+    gather: Gather,
     /// Those loaded when the symbols were read.
     modules: Vec<String>,
     names: Symbolizer,
-    findings: Vec<ReportedFinding>,
     watch: HangWatch,
     reader_gone: bool,
 }
@@ -167,7 +205,7 @@ impl Session<'_> {
         for bytes in bytes {
             let record = Record::decode(bytes);
             let stacks = LiveStacks::new(&self.attached, self.facts.kallsyms.as_ref().ok(), &self.modules);
-            let outcome = self.correlator.take(&record, &stacks);
+            let outcome = self.gather.take(&record, &stacks);
             if let (Outcome::New(_) | Outcome::Again(_) | Outcome::Worse(_), Record::Violation(violation)) =
                 (outcome, &record)
             {
@@ -180,11 +218,7 @@ impl Session<'_> {
                 Outcome::New(index) => self.new_finding(index, observer),
                 Outcome::Again(_) => Ok(()),
                 Outcome::Worse(index) => {
-                    if let Some(named) = self.name(index)
-                        && let Some(old) = self.findings.get_mut(index)
-                    {
-                        *old = named;
-                    }
+                    self.gather.name(index, &mut self.names);
                     Ok(())
                 }
                 Outcome::None => {
@@ -204,23 +238,15 @@ impl Session<'_> {
     }
 
     fn new_finding(&mut self, index: usize, observer: &mut dyn Observer) -> io::Result<()> {
-        let Some(named) = self.name(index) else { return Ok(()) };
-        let told = observer.finding(index + 1, &named);
-        self.findings.push(named);
-        told
-    }
-
-    fn name(&mut self, index: usize) -> Option<ReportedFinding> {
-        let finding = self.correlator.findings().get(index)?;
-        let mut stacks: Vec<&[u64]> = finding.locks.iter().map(|lock| lock.stack.as_slice()).collect();
-        stacks.push(&finding.access.stack);
-        self.names.cover(&stacks);
-        Some(ReportedFinding::name(finding, &self.names))
+        match self.gather.name(index, &mut self.names) {
+            Some(named) => observer.finding(index + 1, named),
+            None => Ok(()),
+        }
     }
 
     fn drain(&mut self, observer: &mut dyn Observer) {
         let mut bytes = Vec::new();
-        self.attached.drain(&mut |record| bytes.push(record.to_vec()));
+        self.attached.drain(&mut |record, stacks| sort(record, stacks, observer, &mut bytes));
         self.take(&bytes, observer);
     }
 }
@@ -295,15 +321,18 @@ pub async fn run(facts: &KernelFacts, mut spec: Spec, observer: &mut dyn Observe
     let (keys, mut alive) = targets(&mut spec, workload.as_ref())?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot catch SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot catch SIGTERM")?;
-    let (plan, attached) = attach(facts, &spec, &offsets, &keys)?;
+    let (plan, settings, attached) = attach(facts, &spec, &offsets, &keys)?;
+    if let Some(tape) = observer.tape() {
+        let begun = Begun { plan: &plan, settings: &settings, attached_at: attached.attached_at };
+        tape.begin(&begun).context("cannot write the recording")?;
+    }
     observer.attached(&plan, begun.elapsed());
     let mut session = Session {
         attached,
         facts,
-        correlator: Correlator::default(),
+        gather: Gather::default(),
         modules: loaded_modules(),
         names: Symbolizer::new("/proc/kallsyms".into()),
-        findings: Vec::new(),
         watch: HangWatch::new("/proc".into()),
         reader_gone: false,
     };
@@ -322,6 +351,8 @@ pub async fn run(facts: &KernelFacts, mut spec: Spec, observer: &mut dyn Observe
         left_behind: false,
     });
     let mut killed: Vec<(Suspect, Instant)> = Vec::new();
+    let mut reasons = Vec::new();
+    let mut counted = Instant::now();
     let deadline = spec.duration.map(|duration| Instant::now() + duration);
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -335,7 +366,7 @@ pub async fn run(facts: &KernelFacts, mut spec: Spec, observer: &mut dyn Observe
             _ = terminate.recv() => Wake::Stop("SIGTERM"),
             ended = async { match &mut workload { Some(workload) => workload.wait().await, None => std::future::pending().await } } => Wake::Command(ended),
             _ = tick.tick() => Wake::Tick,
-            records = read(&mut session.attached) => Wake::Records(records),
+            records = read(&mut session.attached, observer) => Wake::Records(records),
         };
         match wake {
             Wake::Records(records) => session.take(&records.context("cannot read the ring buffer")?, observer),
@@ -354,8 +385,19 @@ pub async fn run(facts: &KernelFacts, mut spec: Spec, observer: &mut dyn Observe
             }
             Wake::Tick => {
                 let now = Instant::now();
+                if observer.tape().is_some() {
+                    // The stream wakes nobody until a good part of the ring is unread.
+                    session.drain(observer);
+                }
+                if let Some(tape) = observer.tape().filter(|_| now.duration_since(counted) >= COUNT_EVERY) {
+                    tape.counters(&session.attached.counters_by_cpu()?);
+                    counted = now;
+                }
                 for suspect in session.watch.stuck(now) {
-                    session.correlator.mark_hung(suspect.pid, suspect.tid);
+                    session.gather.correlator.mark_hung(suspect.pid, suspect.tid);
+                    if let Some(tape) = observer.tape() {
+                        tape.hung(suspect.pid, suspect.tid);
+                    }
                     // Only what the command started is ours to end.
                     let Some(command) = command.as_mut().filter(|_| session.attached.is_target(suspect.pid)) else {
                         observer.note(&format!("task {} is stuck on an mmap lock", suspect.tid));
@@ -391,6 +433,14 @@ pub async fn run(facts: &KernelFacts, mut spec: Spec, observer: &mut dyn Observe
                 }
             }
         }
+        if observer.tape().is_some_and(|tape| tape.is_full()) {
+            reasons.push("the recording could not go on, so the run was ended before its time".to_owned());
+            observer.note("the recording cannot go on: ending the run");
+            if let Some(workload) = &mut workload {
+                end_command(workload, command.as_mut()).await?;
+            }
+            break;
+        }
         if session.reader_gone {
             // Nobody reads on: what was started for the reader ends with it, and that is no error.
             if let Some(workload) = &mut workload {
@@ -402,21 +452,21 @@ pub async fn run(facts: &KernelFacts, mut spec: Spec, observer: &mut dyn Observe
     let ended = monotonic_ns();
     let provocation = provoker.map(Provoker::finish);
     session.drain(observer);
-    log::debug!("disproved by their stack: {}", session.correlator.disproved);
-    let mut loss = session.attached.counters()?;
-    loss.push(("uncertain_violation", session.correlator.uncertain));
+    let by_cpu = session.attached.counters_by_cpu()?;
     session.attached.detach();
     session.drain(observer);
-    for (named, finding) in session.findings.iter_mut().zip(session.correlator.findings()) {
-        named.update(finding);
-    }
+    let (correlator, findings) = session.gather.finish();
+    log::debug!("disproved by their stack: {}", correlator.disproved);
+    let mut loss: Loss = by_cpu.iter().map(|(name, values)| ((*name).into(), values.iter().sum())).collect();
+    loss.push(("uncertain_violation".into(), correlator.uncertain));
     Ok(Outcomes {
         plan,
-        findings: session.findings,
-        uncertain: session.correlator.uncertain,
-        unknown_records: session.correlator.unknown_records,
+        findings,
+        uncertain: correlator.uncertain,
+        unknown_records: correlator.unknown_records,
         loss,
-        reasons: Vec::new(),
+        by_cpu,
+        reasons,
         command,
         watched: Duration::from_nanos(ended.saturating_sub(started)),
         provocation,
@@ -436,10 +486,19 @@ fn command_stdout() -> Result<Stdio> {
     Ok(Stdio::from(stderr))
 }
 
-async fn read(attached: &mut Attached) -> io::Result<Vec<Vec<u8>>> {
+async fn read(attached: &mut Attached, observer: &mut dyn Observer) -> io::Result<Vec<Vec<u8>>> {
     let mut bytes = Vec::new();
-    attached.wait_and_drain(&mut |record| bytes.push(record.to_vec())).await?;
+    attached.wait_and_drain(&mut |record, stacks| sort(record, stacks, observer, &mut bytes)).await?;
     Ok(bytes)
+}
+
+/// A record goes to the tape, if there is one, and is kept for the findings unless only a recording has use for it.
+fn sort(record: &[u8], stacks: &dyn StackTable, observer: &mut dyn Observer, kept: &mut Vec<Vec<u8>>) {
+    let Some(tape) = observer.tape() else { return kept.push(record.to_vec()) };
+    tape.record(record, stacks);
+    if matches!(u32::read(record, 0), Some(kind::VIOLATION | kind::VMA) | None) {
+        kept.push(record.to_vec());
+    }
 }
 
 fn kill(pid: u32) {

@@ -18,6 +18,7 @@ impl Default for Settings {
             setting::PAGE_HEAD_IS_MASK,
             setting::MIN_LOCK_NS,
             setting::MIN_FAULT_NS,
+            setting::STREAM,
         ] {
             slots[flag] = 0;
         }

@@ -156,7 +156,7 @@ impl Event {
             Record::Walk(walk) => (&walk.header, walk_event(walk, names)),
             Record::Wait(wait) => (&wait.header, wait_event(wait, names, stack)),
             Record::Hold(hold) => (&hold.header, hold_event(hold, names, stack)),
-            Record::Violation(_) | Record::Vma(_) | Record::Unknown { .. } => return None,
+            _ => return None,
         };
         let Header { ts, tid, tgid, comm, .. } = header;
         Some(Self { schema: SCHEMA, time_ns: *ts, pid: *tgid, tid: *tid, comm: name(comm), what })

@@ -2,6 +2,7 @@
 
 pub mod advice;
 pub mod event;
+pub mod gather;
 pub mod plan;
 pub mod provocation;
 pub mod report;

@@ -1,12 +1,12 @@
 //! The report of a check: the document that `--format json` prints, and what the text is made from.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use serde::Serialize;
 
 use super::{advice, provocation::Provocation};
 use crate::{
-    analysis::{Class, Finding, HeldLock, LockMode, MmId, Relation, Severity, Verdict, VmaInfo},
+    analysis::{Class, Finding, HeldLock, Inputs, LockMode, MmId, Relation, Severity, Verdict, VmaInfo, judge},
     plan::{Attach, PassedOver, Plan, Probe},
     symbolize::{Frame, Symbolizer},
 };
@@ -30,12 +30,77 @@ pub struct Report {
     /// Findings, oldest first.
     pub findings: Vec<ReportedFinding>,
     /// Counters, by name.
-    pub loss: BTreeMap<&'static str, u64>,
+    pub loss: BTreeMap<Cow<'static, str>, u64>,
     /// What was seen and what was not.
     pub coverage: Coverage,
     /// What pushing the target's pages out came to, where it was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub provocation: Option<Provocation>,
+    /// The recording this was read from; absent in a live run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recording: Option<Recording>,
+}
+
+/// What a report is made of, whether it comes from a live run or from a recording.
+pub struct Run {
+    /// The kernel.
+    pub kernel: Kernel,
+    /// The command.
+    pub command: Option<Command>,
+    /// Milliseconds watched.
+    pub duration_ms: u64,
+    /// Findings, named.
+    pub findings: Vec<ReportedFinding>,
+    /// What was attached.
+    pub plan: Plan,
+    /// What the verdict is made from, besides the findings.
+    pub inputs: Inputs,
+    /// The recording, when it was one.
+    pub recording: Option<Recording>,
+    /// What pushing pages out came to.
+    pub provocation: Option<Provocation>,
+}
+
+impl Report {
+    /// Judges a run.
+    pub fn of(run: Run) -> Self {
+        let Run { kernel, command, duration_ms, findings, plan, mut inputs, recording, provocation } = run;
+        inputs.findings = findings.len();
+        let (verdict, because) = judge(&inputs);
+        let coverage = Coverage::of(&plan, because);
+        let loss = inputs.loss.into_iter().collect();
+        Self { schema: SCHEMA, verdict, kernel, command, duration_ms, findings, loss, coverage, provocation, recording }
+    }
+}
+
+/// A recording and what checking it against itself gave.
+#[derive(Debug, Clone, Serialize)]
+pub struct Recording {
+    /// Version of the program that made it.
+    pub version: String,
+    /// When it began, nanoseconds of `CLOCK_REALTIME`.
+    pub began_ns: u64,
+    /// Records read.
+    pub records: u64,
+    /// Bytes read.
+    pub bytes: u64,
+    /// Records of kinds that this program does not know.
+    pub unknown_kinds: u64,
+    /// Where it is damaged; null when it is whole.
+    pub damage: Option<Damage>,
+    /// Violations that the kernel side told of and that the recorded events show alike.
+    pub agreed: u64,
+    /// Violations that the two tell differently.
+    pub disagreed: u64,
+}
+
+/// Damage of a recording.
+#[derive(Debug, Clone, Serialize)]
+pub struct Damage {
+    /// Bytes from its start that could be trusted.
+    pub offset: u64,
+    /// What is wrong there.
+    pub why: String,
 }
 
 /// The kernel.

@@ -75,6 +75,14 @@ fn write_report(out: &mut String, report: &Report, style: Style) -> fmt::Result 
             writeln!(out, "  provoked: {note}")?;
         }
     }
+    if let Some(recording) = &report.recording {
+        let (agreed, disagreed) = (recording.agreed, recording.disagreed);
+        writeln!(
+            out,
+            "  recording: {} records, {} bytes; violations told and derived alike: {agreed}, differently: {disagreed}",
+            recording.records, recording.bytes
+        )?;
+    }
     if let Some(command) = &report.command {
         write_command(out, command)?;
     }

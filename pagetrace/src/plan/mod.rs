@@ -6,7 +6,7 @@
 mod choose;
 mod ways;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 pub use choose::{PlanError, Refusal, Wish, plan};
 
@@ -29,7 +29,7 @@ pub trait KernelView {
 }
 
 /// How a program gets attached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Attach {
     /// kprobes and kretprobes.
@@ -55,7 +55,7 @@ impl Attach {
 }
 
 /// A logical event of the design.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Event {
     /// mmap lock acquired, failed, released, downgraded.
@@ -90,7 +90,7 @@ impl Event {
 }
 
 /// The BPF program type behind an [`Attach`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ProgramType {
     /// Function entry by breakpoint or ftrace.
@@ -133,9 +133,10 @@ impl ProgramType {
 
 /// When a program is attached: the stages follow each other, so that every hold that is seen beginning is seen ending,
 /// and an access is judged only when locks are seen. Detaching goes the other way round.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Stage {
     /// Tasks are followed.
+    #[default]
     TaskLife,
     /// Releases and downgrades are seen.
     Release,
@@ -148,7 +149,7 @@ pub enum Stage {
 }
 
 /// One program to load and where it goes. A program may go to several targets.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Probe {
     /// Name of the program in the BPF object.
     pub program: String,
@@ -162,7 +163,7 @@ pub struct Probe {
 }
 
 /// What was decided for one event.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EventPlan {
     /// The event.
     pub event: Event,
@@ -177,7 +178,7 @@ pub struct EventPlan {
 }
 
 /// An attach type that was not used.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PassedOver {
     /// The attach type.
     pub attach: Attach,
@@ -186,7 +187,7 @@ pub struct PassedOver {
 }
 
 /// Everything to attach on this kernel.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
     /// One entry an event.
     pub events: Vec<EventPlan>,

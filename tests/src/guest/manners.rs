@@ -16,7 +16,7 @@ use super::{
 use crate::fixture::cases;
 
 /// The user whom sudo is said to have been called by, and who is not root.
-const USER: u32 = 1000;
+pub const USER: u32 = 1000;
 
 /// Runs these cases.
 pub fn run(tool: &Tool, host: bool, fixtures: Fixtures, tally: &mut Tally) {

@@ -8,6 +8,7 @@
 pub mod expect;
 pub mod manners;
 pub mod provoke;
+pub mod record;
 pub mod report;
 pub mod swap;
 pub mod targets;
@@ -18,7 +19,7 @@ use std::{collections::HashSet, env, fs, path::Path, process::ExitCode, time::In
 use anyhow::{Context as _, Result, bail, ensure};
 use expect::{Expected, Hanging};
 use serde_json::Value;
-use tool::{LIMIT, Tool, tail};
+use tool::{Ended, LIMIT, Tool, tail};
 
 use crate::fixture::{
     cases::{self, CASES, Kind},
@@ -136,8 +137,9 @@ fn run(host: bool, tally: &mut Tally) -> Result<()> {
     let ways = [("kprobe", kprobes), ("fentry", fentry), ("tracepoint", tracepoints), ("raw-tracepoint", tracepoints)];
     for (attach, has) in ways {
         if has {
-            violating(&tool, attach, fixtures, tally);
+            let live = violating(&tool, attach, fixtures, tally);
             tally.case(&format!("{attach}/clean"), || clean(&tool, attach, fixtures));
+            record::run(&tool, attach, fixtures, live.as_ref(), tally);
         } else {
             tally.skip(attach, "this kernel does not show the lock that way, or too slowly to test");
         }
@@ -182,10 +184,13 @@ fn contains(bytes: &[u8], part: &[u8]) -> bool {
 }
 
 /// One run over all violating cases; a line for each case, and one for what must not be there.
-fn violating(tool: &Tool, attach: &str, fixtures: Fixtures, tally: &mut Tally) {
+fn violating(tool: &Tool, attach: &str, fixtures: Fixtures, tally: &mut Tally) -> Option<Value> {
     let report = match violating_report(tool, attach, fixtures) {
         Ok(report) => report,
-        Err(error) => return tally.case(&format!("{attach}/violating"), || Err(error)),
+        Err(error) => {
+            tally.case(&format!("{attach}/violating"), || Err(error));
+            return None;
+        }
     };
     // The handler's lock path returns it, and fault tracepoints do not carry it.
     let shows_vma = matches!(attach, "kprobe" | "fentry");
@@ -206,6 +211,7 @@ fn violating(tool: &Tool, attach: &str, fixtures: Fixtures, tally: &mut Tally) {
             bail!("a finding about {}: {}", report::comm(finding), report::text(&finding["summary"]))
         })
     });
+    Some(report)
 }
 
 fn violating_report(tool: &Tool, attach: &str, fixtures: Fixtures) -> Result<Value> {
@@ -221,7 +227,10 @@ fn violating_report(tool: &Tool, attach: &str, fixtures: Fixtures) -> Result<Val
 fn clean(tool: &Tool, attach: &str, fixtures: Fixtures) -> Result<()> {
     let ended = tool.run(tool.check(&["--attach", attach], &fixtures.clean()?))?;
     exercised(&ended.log, fixtures, Kind::Clean)?;
-    let report = report::parse(&ended.stdout)?;
+    clean_or_skipped(attach, &report::parse(&ended.stdout)?, &ended)
+}
+
+fn clean_or_skipped(attach: &str, report: &Value, ended: &Ended) -> Result<()> {
     // A kernel that preempts these programs skips events; that must be told, and must not accuse anybody.
     let reasons = report::list(&report["coverage"]["incomplete_because"]);
     let skipped = |reason: &Value| reason.as_str().is_some_and(|text| text.starts_with("recursion_misses"));
@@ -230,7 +239,7 @@ fn clean(tool: &Tool, attach: &str, fixtures: Fixtures) -> Result<()> {
         ensure!(ended.status.code() == Some(4), "ended with {}, not 4", ended.status);
         return Ok(());
     }
-    report::is_clean(&report)?;
+    report::is_clean(report)?;
     ensure!(ended.status.code() == Some(0), "ended with {}, not 0: {}", ended.status, tail(&ended.stderr));
     Ok(())
 }

@@ -75,6 +75,12 @@ impl Tool {
         tried.map_or(true, |output| output.status.code() != Some(3))
     }
 
+    /// A file in the directory that goes with this value.
+    #[must_use]
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.scratch.join(name)
+    }
+
     /// `pagetrace check OPTIONS -- pagetrace-fixture WORDS`.
     #[must_use]
     pub fn check(&self, options: &[&str], words: &[&str]) -> Command {

@@ -4,6 +4,7 @@ mod arguments;
 mod commands;
 mod ends;
 mod provoke;
+mod recordings;
 mod run;
 mod selection;
 mod unprivileged;

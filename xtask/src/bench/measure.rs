@@ -1,8 +1,9 @@
 //! The measurement: starts the storms, plain and watched, in turns.
 
 use std::{
+    env, fs,
     io::{BufRead as _, BufReader, Read as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     thread,
     time::Instant,
@@ -55,15 +56,18 @@ pub(super) struct Plan {
     pub(super) rounds: u32,
     /// Seconds a storm.
     pub(super) seconds: u32,
+    /// Recorded instead of checked.
+    pub(super) record: bool,
 }
 
 impl Plan {
     /// The arguments that ask for this plan.
     pub(super) fn arguments(&self) -> Vec<String> {
-        let Self { attach, rounds, seconds } = self;
+        let Self { attach, rounds, seconds, record } = self;
         let attach = attach.iter().flat_map(|attach| ["--attach".to_owned(), attach.clone()]);
         let rest = ["--rounds".to_owned(), rounds.to_string(), "--seconds".to_owned(), seconds.to_string()];
-        attach.chain(rest).collect()
+        let record = record.then(|| "--record".to_owned());
+        attach.chain(rest).chain(record).collect()
     }
 
     /// The command that measures the same again.
@@ -119,6 +123,8 @@ pub(super) struct Measured {
     pub(super) starts: Vec<Start>,
     /// Watched runs whose verdict was not `clean`: the figures stand, but were had at a loss.
     pub(super) not_clean: Vec<String>,
+    /// What each recording held, and how fast it was read.
+    pub(super) recordings: Vec<String>,
 }
 
 /// One watched run.
@@ -128,6 +134,7 @@ struct Checked {
     whole_ms: f64,
     attaching_ms: f64,
     exit: i32,
+    recorded: Option<String>,
 }
 
 /// What has been gathered for an attach type.
@@ -142,7 +149,7 @@ struct Way {
 /// Measures.
 pub(super) fn all(tools: &Tools, plan: &Plan) -> Result<Measured> {
     let names = plan.ways();
-    let mut measured = Measured { rows: Vec::new(), starts: Vec::new(), not_clean: Vec::new() };
+    let mut measured = Measured { rows: Vec::new(), starts: Vec::new(), not_clean: Vec::new(), recordings: Vec::new() };
     let mut starts: Vec<Way> = names.iter().map(|_| Way::default()).collect();
     for storm in STORMS {
         let mut plain = Vec::new();
@@ -151,11 +158,14 @@ pub(super) fn all(tools: &Tools, plan: &Plan) -> Result<Measured> {
             note(&format!("{}: round {round} of {}", storm.name, plan.rounds));
             plain.push(unwatched(tools, storm, plan.seconds)?);
             for ((name, way), start) in names.iter().zip(&mut ways).zip(&mut starts) {
-                let run = watched(tools, storm, plan.seconds, name).with_context(|| format!("attach type {name}"))?;
+                let run = watched(tools, storm, plan, name).with_context(|| format!("attach type {name}"))?;
                 way.ns.push(run.ns);
                 start.whole_ms.push(run.whole_ms);
                 start.attaching_ms.push(run.attaching_ms);
                 start.programs = run.programs;
+                measured
+                    .recordings
+                    .extend(run.recorded.map(|text| format!("{}, {name}, round {round}: {text}", storm.name)));
                 if run.exit != 0 {
                     measured.not_clean.push(format!("{}, {name}, round {round}: exit code {}", storm.name, run.exit));
                 }
@@ -196,10 +206,16 @@ fn unwatched(tools: &Tools, storm: Storm, seconds: u32) -> Result<f64> {
     ns_an_operation(&output, storm)
 }
 
-fn watched(tools: &Tools, storm: Storm, seconds: u32, attach: &str) -> Result<Checked> {
+fn watched(tools: &Tools, storm: Storm, plan: &Plan, attach: &str) -> Result<Checked> {
+    let seconds = plan.seconds;
+    let file = env::temp_dir().join(format!("pagetrace-bench-{}.ptrace", std::process::id()));
     let mut command = Command::new(&tools.pagetrace);
     // As root like the plain storm, whoever called sudo.
-    command.args(["check", "--as-root"]).env("RUST_LOG", "info");
+    match plan.record {
+        true => command.args(["record", "--output"]).arg(&file),
+        false => command.arg("check"),
+    };
+    command.arg("--as-root").env("RUST_LOG", "info");
     if attach != DEFAULT {
         command.args(["--attach", attach]);
     }
@@ -227,7 +243,10 @@ fn watched(tools: &Tools, storm: Storm, seconds: u32, attach: &str) -> Result<Ch
     // 1 and 4 are verdicts on a run that took place.
     let Some(exit @ (0 | 1 | 4)) = status.code() else { bail!("{command:?} failed ({status}): {output}{said}") };
     let (attached, after) = ready.with_context(|| format!("{command:?} never said that it had attached: {said}"))?;
+    let recorded = plan.record.then(|| read_back(tools, &file, seconds)).transpose();
+    let _ = fs::remove_file(&file);
     Ok(Checked {
+        recorded: recorded?,
         ns: ns_an_operation(&output, storm).with_context(|| format!("{command:?} said: {said}"))?,
         programs: attached.programs,
         whole_ms: after.as_secs_f64() * 1e3,
@@ -236,13 +255,24 @@ fn watched(tools: &Tools, storm: Storm, seconds: u32, attach: &str) -> Result<Ch
     })
 }
 
+/// Reads a recording, and says what it held and how fast it was read.
+fn read_back(tools: &Tools, file: &Path, seconds: u32) -> Result<String> {
+    let mut command = Command::new(&tools.pagetrace);
+    command.arg("report").arg(file).stdin(Stdio::null());
+    let begun = Instant::now();
+    let output = command.output().with_context(|| format!("cannot start {command:?}"))?;
+    let took = begun.elapsed().as_secs_f64();
+    parse::recording(&String::from_utf8_lossy(&output.stdout), took, seconds)
+        .with_context(|| format!("{command:?}: {}", String::from_utf8_lossy(&output.stderr)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_plan_tells_how_to_repeat_it() {
-        let plan = Plan { attach: vec!["kprobe".into(), "fentry".into()], rounds: 3, seconds: 1 };
+        let plan = Plan { attach: vec!["kprobe".into(), "fentry".into()], rounds: 3, seconds: 1, record: false };
         let command = "cargo xtask bench --kernel 6.12 --attach kprobe --attach fentry --rounds 3 --seconds 1";
         assert_eq!(plan.command(Some("6.12")), command);
         assert_eq!(plan.runs(), 18);

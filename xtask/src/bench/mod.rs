@@ -29,6 +29,9 @@ pub(crate) struct Options {
     /// Seconds a storm lasts.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=60))]
     seconds: u32,
+    /// Under `pagetrace record` instead of `pagetrace check`.
+    #[arg(long)]
+    record: bool,
     /// The directory with ready binaries; how the bench is called within a test machine.
     #[arg(long, hide = true, conflicts_with = "kernel")]
     tools: Option<PathBuf>,
@@ -36,8 +39,8 @@ pub(crate) struct Options {
 
 /// Runs the subcommand.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
-    let Options { kernel, attach, rounds, seconds, tools } = options;
-    let plan = Plan { attach: attach.clone(), rounds: *rounds, seconds: *seconds };
+    let Options { kernel, attach, rounds, seconds, record, tools } = options;
+    let plan = Plan { attach: attach.clone(), rounds: *rounds, seconds: *seconds, record: *record };
     if let Some(kernel) = kernel {
         return guest::run(kernel, &plan);
     }

@@ -30,6 +30,9 @@ pub(super) fn render(kernel: &str, measured: &Measured) -> String {
     for run in &measured.not_clean {
         out.push_str(&format!("not clean: {run}\n"));
     }
+    for run in &measured.recordings {
+        out.push_str(&format!("recorded: {run}\n"));
+    }
     out
 }
 
@@ -72,6 +75,7 @@ mod tests {
                 attaching: sample(200.0),
             }],
             not_clean: vec!["x".into()],
+            recordings: Vec::new(),
         };
         let text = render("6.12.0", &measured);
         let lines: Vec<&str> = text.lines().collect();

@@ -1,0 +1,160 @@
+//! `pagetrace report`: the verdict of a recording. Looks at nothing of this machine.
+
+use std::{collections::HashMap, fs::File, io::BufReader, path::Path};
+
+use anyhow::{Context as _, Result};
+
+use super::{args::ReportArgs, check::print, exit::Exit, sink};
+use crate::{
+    analysis::{CrossCheck, Disagreement, Inputs, Loss, Outcome, Stacks, model::Rules},
+    live::{prepare::is_fault_entry, workload::Ended},
+    output::{
+        gather::Gather,
+        report::{Command, Damage, Kernel, Recording, Report, Run},
+    },
+    record::{
+        reader::{Entry, Reader},
+        user::{CommandEnd, End, Note, User},
+    },
+    symbolize::Symbolizer,
+};
+
+/// Most stacks that are kept: a damaged file must not fill the memory.
+const MAX_STACKS: usize = 1 << 20;
+
+/// Counters of loss that explain why recorded events and the kernel side's own verdict may differ.
+const EXPLAINS: [&str; 5] = ["stream_lost", "violation_lost", "task_map_full", "target_map_full", "kernel_read_failed"];
+
+struct Recorded<'a> {
+    stacks: &'a HashMap<i32, Vec<u64>>,
+    names: &'a Symbolizer,
+}
+
+impl Stacks for Recorded<'_> {
+    fn stack(&self, id: i32) -> Option<Vec<u64>> {
+        self.stacks.get(&id).cloned()
+    }
+    fn is_fault_entry(&self, address: u64) -> bool {
+        self.names.name(address).is_some_and(is_fault_entry)
+    }
+    fn function(&self, address: u64) -> Option<u64> {
+        let found = self.names.lookup(address)?;
+        // As live: BPF programs come and go, and the nearest name may be another one's.
+        if found.module.as_deref() == Some("bpf") { None } else { address.checked_sub(found.offset) }
+    }
+}
+
+/// What the report of a recording is, and how the command in it ended.
+pub(super) struct Read {
+    /// The report.
+    pub(super) report: Report,
+    /// The exit code.
+    pub(super) exit: Exit,
+}
+
+/// Reads a recording to its end and judges it.
+///
+/// # Errors
+/// When it cannot be read at all.
+pub(super) fn read(path: &Path) -> Result<Read> {
+    let file = File::open(path).with_context(|| format!("cannot open the recording {}", path.display()))?;
+    let mut reader = Reader::open(BufReader::with_capacity(1 << 18, file))
+        .with_context(|| format!("cannot read the recording {}", path.display()))?;
+    let header = reader.header().clone();
+    let rules = Rules { confirm_by_lock: header.plan.confirms_by_lock(), attached_at: header.attached_at_ns };
+    let mut check = CrossCheck::new(rules, header.recorder_pid);
+    let mut gather = Gather::default();
+    let mut names = Symbolizer::recorded();
+    let mut stacks: HashMap<i32, Vec<u64>> = HashMap::new();
+    let mut counters: HashMap<String, u64> = HashMap::new();
+    let mut order: Vec<String> = Vec::new();
+    let mut end = None;
+    while let Some(entry) = reader.next_entry() {
+        match entry {
+            Entry::Kernel(record) => {
+                check.take(&record);
+                let known = Recorded { stacks: &stacks, names: &names };
+                if let Outcome::New(index) | Outcome::Worse(index) = gather.take(&record, &known) {
+                    gather.name(index, &mut names);
+                }
+            }
+            Entry::User(User::Stack { id, frames }) if stacks.len() < MAX_STACKS => {
+                stacks.insert(id, frames);
+            }
+            Entry::User(User::Symbol { address, symbol }) => names.learn(address, symbol),
+            Entry::User(User::Counter(counter)) => {
+                if !counters.contains_key(&counter.name) {
+                    order.push(counter.name.clone());
+                }
+                let sum = counter.by_cpu.iter().fold(0_u64, |sum, value| sum.saturating_add(*value));
+                counters.insert(counter.name, sum);
+            }
+            Entry::User(User::Note(Note::Hung { pid, tid })) => gather.correlator.mark_hung(pid, tid),
+            Entry::User(User::End(ended)) => end = Some(ended),
+            Entry::User(User::Stack { .. } | User::Unknown) => {}
+        }
+    }
+    check.finish();
+    let (correlator, findings) = gather.finish();
+    let count = |name: &String| counters.get(name).copied().unwrap_or(0);
+    let mut loss: Loss = order.iter().map(|name| (name.clone().into(), count(name))).collect();
+    loss.push(("uncertain_violation".into(), correlator.uncertain));
+    let End { command, watched_ns, mut reasons } = end.unwrap_or_default();
+    let damage = reader.damage().map(|damage| Damage { offset: damage.offset, why: damage.why.clone() });
+    if let Some(damage) = &damage {
+        reasons.push(format!("the recording is damaged at byte {}: {}", damage.offset, damage.why));
+    }
+    if reader.incomplete() {
+        reasons.push("the recording was not finished by its recorder".to_owned());
+    }
+    let explained = EXPLAINS.iter().any(|name| counters.get(*name).is_some_and(|count| *count != 0));
+    if check.disagreed != 0 && !explained && damage.is_none() && !check.crowded() {
+        reasons.push(format!(
+            "{} violations are told differently by the kernel side and by the recorded events",
+            check.disagreed
+        ));
+        reasons.extend(check.described.iter().map(Disagreement::text));
+    }
+    let code = command.as_ref().and_then(ended).and_then(Ended::code);
+    let report = Report::of(Run {
+        kernel: Kernel { release: header.kernel.release, machine: header.kernel.machine },
+        command: command.map(reported),
+        duration_ms: watched_ns / 1_000_000,
+        findings,
+        plan: header.plan,
+        inputs: Inputs { findings: 0, uncertain: correlator.uncertain, unknown_records: 0, loss, reasons },
+        provocation: None,
+        recording: Some(Recording {
+            version: header.version,
+            began_ns: header.clock.realtime_ns,
+            records: reader.records(),
+            bytes: reader.offset(),
+            unknown_kinds: reader.unknown(),
+            damage,
+            agreed: check.agreed,
+            disagreed: check.disagreed,
+        }),
+    });
+    Ok(Read { exit: Exit::of_verdict(report.verdict, code), report })
+}
+
+fn ended(command: &CommandEnd) -> Option<Ended> {
+    match (command.exit_code, command.signal) {
+        (Some(code), _) => Some(Ended::Exited(code)),
+        (None, Some(signal)) => Some(Ended::Signalled(signal)),
+        (None, None) => None,
+    }
+}
+
+fn reported(end: CommandEnd) -> Command {
+    let CommandEnd { argv, pid, exit_code, signal, hung, left_behind } = end;
+    Command { argv, pid, exit_code, signal, hung, left_behind }
+}
+
+/// Prints the report of a recording.
+pub(super) fn run(args: &ReportArgs) -> Result<Exit> {
+    let (mut out, style) = sink::open(args.output.output.as_deref())?;
+    let read = read(&args.file)?;
+    print(&read.report, args.output.format, &mut *out, style)?;
+    Ok(read.exit)
+}

@@ -1,0 +1,210 @@
+//! Takes a run down: the records as they come, and, before the first that refers to them, the stacks and names that the
+//! machine will not have for ever.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    fs, io,
+};
+
+use pagetrace_ebpf::wire::setting;
+
+use super::{
+    loader::{ByCpu, StackTable, monotonic_ns},
+    session::{Begun, Tape},
+    settings::Settings,
+};
+use crate::{
+    kernel::{KernelFacts, build_id},
+    record::{
+        Record,
+        header::{Clock, FileHeader, KernelId, Target},
+        user::{Counter, End, Note, User},
+        writer::{Medium, Stop, Writer, Written},
+    },
+    symbolize::Symbolizer,
+};
+
+/// What a recording says of itself that is known before the run.
+#[derive(Debug, Clone, Default)]
+pub struct About {
+    /// The command.
+    pub command: Option<Vec<String>>,
+    /// What is watched.
+    pub target: Target,
+    /// Bytes of the ring buffer.
+    pub ring_bytes: u32,
+    /// Tasks that can have state at once.
+    pub max_tasks: u32,
+}
+
+/// A recording that is being made.
+pub struct FileTape<M> {
+    about: About,
+    kernel: KernelId,
+    limit: u64,
+    /// Before the run has begun.
+    medium: Option<M>,
+    writer: Option<Writer<M>>,
+    names: Symbolizer,
+    stacks: HashSet<i32>,
+    addresses: HashSet<u64>,
+}
+
+impl<M: Medium> FileTape<M> {
+    /// Will record to `medium`, at most `limit` bytes.
+    pub fn new(facts: &KernelFacts, about: About, medium: M, limit: u64) -> Self {
+        let kernel = KernelId {
+            release: facts.features.release.clone(),
+            machine: facts.features.machine.clone(),
+            build_id: fs::read("/sys/kernel/notes").ok().and_then(|notes| build_id::parse(&notes)),
+        };
+        let mut names = Symbolizer::new("/proc/kallsyms".into());
+        // Once now, rather than when the first record waits for it.
+        names.cover(&[]);
+        Self {
+            about,
+            kernel,
+            limit,
+            medium: Some(medium),
+            writer: None,
+            names,
+            stacks: HashSet::new(),
+            addresses: HashSet::new(),
+        }
+    }
+
+    fn stack(&mut self, id: i32, stacks: &dyn StackTable) {
+        if id < 0 || !self.stacks.insert(id) {
+            return;
+        }
+        let Some(frames) = stacks.stack(id) else { return };
+        self.name(&frames);
+        if let Some(writer) = &mut self.writer {
+            writer.user(&User::Stack { id, frames });
+        }
+    }
+
+    /// Writes the names at these addresses that have not been written.
+    fn name(&mut self, addresses: &[u64]) {
+        let fresh: Vec<u64> =
+            addresses.iter().copied().filter(|at| at >> 63 != 0 && self.addresses.insert(*at)).collect();
+        if fresh.is_empty() {
+            return;
+        }
+        self.names.cover(&[&fresh]);
+        for address in fresh {
+            if let (Some(symbol), Some(writer)) = (self.names.lookup(address), &mut self.writer) {
+                writer.user(&User::Symbol { address, symbol });
+            }
+        }
+    }
+
+    /// What a record refers to.
+    fn refer(&mut self, record: &Record, stacks: &dyn StackTable) {
+        match record {
+            Record::Lock(lock) => self.stack(lock.stack_id, stacks),
+            Record::Wait(wait) => self.stack(wait.stack_id, stacks),
+            Record::Hold(hold) => self.stack(hold.stack_id, stacks),
+            Record::Exception(exception) => self.name(&[exception.ip]),
+            Record::Handler(handler) => self.name(&[handler.ip]),
+            Record::Fault(fault) => self.name(&[fault.ip]),
+            Record::Walk(walk) => self.data(walk.ops),
+            Record::Violation(violation) => {
+                let used = violation.held.iter().take(violation.held_len as usize);
+                used.for_each(|held| self.stack(held.stack_id, stacks));
+                self.name(&[violation.ip]);
+                self.name(&violation.stack);
+            }
+            _ => {}
+        }
+    }
+
+    /// The name of a variable.
+    fn data(&mut self, address: u64) {
+        if address == 0 || !self.addresses.insert(address) {
+            return;
+        }
+        if let (Some(name), Some(writer)) = (self.names.data_name(address), &mut self.writer) {
+            let symbol = crate::record::user::Symbol { name, offset: 0, module: None };
+            writer.user(&User::Symbol { address, symbol });
+        }
+    }
+
+    /// Writes the counters and the end.
+    ///
+    /// `None` when the run never began.
+    pub fn finish(self, counters: &[ByCpu], end: End) -> Option<Written> {
+        let mut last: Vec<User> = counters.iter().map(counter).collect();
+        last.push(User::End(end));
+        Some(self.writer?.finish(&last))
+    }
+}
+
+fn counter((name, by_cpu): &ByCpu) -> User {
+    User::Counter(Counter { name: (*name).to_owned(), time_ns: monotonic_ns(), by_cpu: by_cpu.clone() })
+}
+
+fn named(settings: &Settings) -> BTreeMap<String, u64> {
+    let known = setting::NAMES.iter().enumerate().map(|(slot, name)| ((*name).to_owned(), settings.get(slot)));
+    known.filter(|(_, value)| *value != setting::NONE).collect()
+}
+
+fn realtime_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+    u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
+}
+
+impl<M: Medium> Tape for FileTape<M> {
+    fn begin(&mut self, begun: &Begun<'_>) -> io::Result<()> {
+        let Some(medium) = self.medium.take() else { return Ok(()) };
+        let About { command, target, ring_bytes, max_tasks } = self.about.clone();
+        let header = FileHeader {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            kernel: self.kernel.clone(),
+            plan: begun.plan.clone(),
+            settings: named(begun.settings),
+            command,
+            target,
+            clock: Clock { monotonic_ns: monotonic_ns(), realtime_ns: realtime_ns() },
+            boot_id: fs::read_to_string("/proc/sys/kernel/random/boot_id").ok().map(|id| id.trim().to_owned()),
+            ring_bytes,
+            max_tasks,
+            attached_at_ns: begun.attached_at,
+            recorder_pid: std::process::id(),
+        };
+        self.writer = Some(Writer::begin(medium, &header, self.limit)?);
+        Ok(())
+    }
+
+    fn record(&mut self, bytes: &[u8], stacks: &dyn StackTable) {
+        self.refer(&Record::decode(bytes), stacks);
+        if let Some(writer) = &mut self.writer {
+            writer.record(bytes);
+        }
+    }
+
+    fn hung(&mut self, pid: u32, tid: u32) {
+        if let Some(writer) = &mut self.writer {
+            writer.user(&User::Note(Note::Hung { pid, tid }));
+        }
+    }
+
+    fn counters(&mut self, counters: &[ByCpu]) {
+        if let Some(writer) = &mut self.writer {
+            counters.iter().for_each(|values| writer.user(&counter(values)));
+            writer.settle();
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.writer.as_ref().and_then(Writer::stop).is_some()
+    }
+}
+
+/// Why a recording is not whole, as a sentence.
+pub fn stopped(stop: &Stop) -> String {
+    match stop {
+        Stop::Limit(limit) => format!("the recording reached --max-bytes {limit}"),
+        Stop::Failed(err) => format!("the recording could not be written further: {err}"),
+    }
+}
