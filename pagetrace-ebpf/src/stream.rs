@@ -18,24 +18,22 @@ use pagetrace_ebpf::wire::{
 use crate::{
     hooks::lock::NOT_HELD,
     kernel::{current, current_mm, describe_mm, member, setting},
-    stacks::{Probed, stack_id},
     state::{RECORDS, Slot, Task, count, flag, now, slot, state_of},
     target,
 };
 
-/// No stack was taken for the stream.
-pub(crate) const NO_STACK: i32 = i32::MIN;
-
 /// How often at most the reader is woken, nanoseconds: a wakeup costs an interrupt.
 const WAKE_EVERY_NS: u64 = 500_000;
 
-/// What the stream leaves with the hold that begins.
+/// What became of a lock's event.
 #[derive(Clone, Copy)]
 pub(crate) struct Told {
-    /// The acquiring stack's id; [`NO_STACK`] when none was taken.
-    pub(crate) stack: i32,
-    /// [`held::STREAMED`], or nothing.
+    /// [`held::STREAMED`] for the hold that begins, or nothing.
     pub(crate) streamed: u32,
+    /// [`seen::WANTED`], or nothing.
+    wanted: u32,
+    /// It goes out when the hold has its stack.
+    later: bool,
 }
 
 /// Address spaces whose owner was told. The oldest go when it is full, and are told again.
@@ -176,25 +174,44 @@ fn emit_lock(mm: u64, op: u32, flags: u32, stack: i32) {
     });
 }
 
-/// An attempt, an acquisition, a failure, or a downgrade.
+/// An attempt, an acquisition, a failure, or a downgrade, before the gate acts on it.
 ///
-/// Goes out before the gate judges a pending exception by it, so that what follows from it follows it.
+/// What tells of a pending exception goes out now, since what the gate makes of that has to follow it.
 #[inline(always)]
-pub(crate) fn lock(ctx: &impl Probed, task: &mut Task, mm: u64, operation: u32, flags: u32) -> Told {
-    let none = Told { stack: NO_STACK, streamed: 0 };
+pub(crate) fn lock(task: &mut Task, mm: u64, operation: u32, flags: u32) -> Told {
+    let none = Told { streamed: 0, wanted: 0, later: false };
     if !on() {
         return none;
     }
-    let wanted = wanted(mm);
+    let pending = task.flags & flag::PENDING != 0;
+    let wanted = if wanted(mm) { seen::WANTED } else { 0 };
     // The attempt that a pending exception leads to has to be seen, whosever it is.
-    if !wanted && task.flags & flag::PENDING == 0 {
+    if wanted == 0 && !pending {
         return none;
     }
     tell_task(task);
     tell_mm(mm);
-    let stack = if operation == op::FAILED { -1 } else { stack_id(ctx, task) };
-    emit_lock(mm, operation, flags | if wanted { seen::WANTED } else { 0 }, stack);
-    Told { stack, streamed: held::STREAMED }
+    let later = !pending && matches!(operation, op::ATTEMPT | op::ACQUIRED);
+    if !later {
+        emit_lock(mm, operation, flags | wanted, -1);
+    }
+    Told { streamed: held::STREAMED, wanted, later }
+}
+
+/// The same event, after the gate acted on it: the hold that it began has the stack.
+#[inline(always)]
+pub(crate) fn locked(task: &mut Task, mm: u64, operation: u32, flags: u32, told: Told) {
+    if !on() || !told.later {
+        return;
+    }
+    let mut stack = -1;
+    if task.depth != 0 {
+        let last = *slot(task, task.depth - 1);
+        if last.mm == mm {
+            stack = last.stack;
+        }
+    }
+    emit_lock(mm, operation, flags | told.wanted, stack);
 }
 
 /// The task begins to wait.
@@ -222,7 +239,7 @@ pub(crate) fn release(mm: u64, mode: u32) {
 pub(crate) fn downgrade(task: &mut Task, mm: u64) -> Told {
     tell_task(task);
     emit_lock(mm, op::DOWNGRADE, held::READ, -1);
-    Told { stack: NO_STACK, streamed: held::STREAMED }
+    Told { streamed: held::STREAMED, wanted: 0, later: false }
 }
 
 /// Whether the acquisition of this hold was streamed.

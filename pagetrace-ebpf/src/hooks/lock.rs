@@ -18,8 +18,7 @@ use crate::{
     kernel::{current_mm, describe_mm, predates_tracing, setting},
     stacks::{Probed, stack_id},
     state::{RECORDS, Slot, Task, count, fill_header, flag, holds, now, slot, task, task_or_new},
-    stream::{self, Told},
-    target,
+    stream, target,
 };
 
 /// When somebody who did not hold an mm's lock last released it, nanoseconds of `CLOCK_MONOTONIC`.
@@ -60,10 +59,11 @@ pub(crate) fn on_acquired(ctx: &impl Probed, mm: u64, flags: u32) {
         return;
     }
     let Some(task) = task_or_new() else { return };
-    let told = stream::lock(ctx, task, mm, op::ACQUIRED, flags);
+    let told = stream::lock(task, mm, op::ACQUIRED, flags);
     confirm(ctx, task, mm, flags, true);
     end_wait(ctx, task, mm, flags, 1);
-    push(ctx, task, mm, flags, told);
+    push(ctx, task, mm, flags | told.streamed);
+    stream::locked(task, mm, op::ACQUIRED, flags, told);
 }
 
 /// A trylock or an interruptible acquisition did not get the lock.
@@ -77,7 +77,7 @@ pub(crate) fn on_failed(ctx: &impl Probed, mm: u64, flags: u32) {
         let _ = task_or_new();
     }
     let Some(task) = task() else { return };
-    stream::lock(ctx, task, mm, op::FAILED, flags);
+    stream::lock(task, mm, op::FAILED, flags);
     confirm(ctx, task, mm, flags, false);
     end_wait(ctx, task, mm, flags, 0);
 }
@@ -89,7 +89,7 @@ pub(crate) fn on_attempt(ctx: &impl Probed, mm: u64, flags: u32) {
         return;
     }
     let Some(task) = task_or_new() else { return };
-    let told = stream::lock(ctx, task, mm, op::ATTEMPT, flags);
+    let told = stream::lock(task, mm, op::ATTEMPT, flags);
     confirm(ctx, task, mm, flags, false);
     if task.depth != 0 {
         let top = task.depth - 1;
@@ -99,7 +99,8 @@ pub(crate) fn on_attempt(ctx: &impl Probed, mm: u64, flags: u32) {
             count(counter::RETURN_MISSED);
         }
     }
-    push(ctx, task, mm, flags | held::TENTATIVE, told);
+    push(ctx, task, mm, flags | held::TENTATIVE | told.streamed);
+    stream::locked(task, mm, op::ATTEMPT, flags, told);
 }
 
 /// The function entered last returned.
@@ -169,11 +170,11 @@ pub(crate) fn on_downgrade(ctx: &impl Probed, mm: u64) {
     let index = innermost(task, mm);
     let told = match stream::on() && stream::is_streamed(task, index) {
         true => stream::downgrade(task, mm),
-        false => stream::lock(ctx, task, mm, op::DOWNGRADE, held::READ),
+        false => stream::lock(task, mm, op::DOWNGRADE, held::READ),
     };
     if index == NOT_HELD {
         // Write-held since before tracing began: read-held by this task from now on.
-        push(ctx, task, mm, held::READ | held::DOWNGRADED, told);
+        push(ctx, task, mm, held::READ | held::DOWNGRADED | told.streamed);
     } else {
         let slot = slot(task, index);
         slot.flags = slot.flags & !held::WRITE | held::READ | held::DOWNGRADED;
@@ -255,7 +256,7 @@ pub(crate) fn remove(task: &mut Task, index: u32) {
 }
 
 #[inline(always)]
-fn push(ctx: &impl Probed, task: &mut Task, mm: u64, flags: u32, told: Told) {
+fn push(ctx: &impl Probed, task: &mut Task, mm: u64, flags: u32) {
     let index = innermost(task, mm);
     if index != NOT_HELD {
         let old = slot(task, index);
@@ -276,8 +277,8 @@ fn push(ctx: &impl Probed, task: &mut Task, mm: u64, flags: u32, told: Told) {
         count(counter::HELD_OVERFLOW);
         return;
     }
-    let stack = if told.stack == stream::NO_STACK { stack_id(ctx, task) } else { told.stack };
-    *slot(task, depth) = Slot { mm, since: now(), flags: flags | told.streamed, stack };
+    let stack = stack_id(ctx, task);
+    *slot(task, depth) = Slot { mm, since: now(), flags, stack };
     task.depth = depth + 1;
 }
 
