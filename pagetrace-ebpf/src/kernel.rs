@@ -175,7 +175,7 @@ fn in_mm_cache(mm: u64) -> bool {
 /// The same value, of which the verifier does not know any more that it is a pointer: an fentry argument is typed,
 /// and subtracting from it or shifting it is refused.
 #[inline(always)]
-fn as_number(pointer: u64) -> Option<u64> {
+pub(crate) fn as_number(pointer: u64) -> Option<u64> {
     let spilled = core::hint::black_box(pointer);
     read(&raw const spilled as u64)
 }

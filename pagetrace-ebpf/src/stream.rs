@@ -1,6 +1,10 @@
 //! Emits the stream of a recording: what a hook saw, in addition to what the gate makes of it.
 //!
 //! Nothing here changes the gate's state or asks it for a verdict: the stream is what its verdicts are checked against.
+//!
+//! What emits is a global function, which the verifier looks at once and not on every path that leads to it: inlined, it
+//! took a 5.10 kernel longer than anybody waits. Such a function takes numbers only, so what may be a typed pointer is
+//! laundered first.
 
 use aya_ebpf::{
     bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
@@ -17,7 +21,7 @@ use pagetrace_ebpf::wire::{
 
 use crate::{
     hooks::lock::NOT_HELD,
-    kernel::{current, current_mm, describe_mm, member, setting},
+    kernel::{as_number, current, current_mm, describe_mm, member, setting},
     state::{RECORDS, Slot, Task, count, flag, now, slot, state_of},
     target,
 };
@@ -50,10 +54,22 @@ pub(crate) fn on() -> bool {
     setting(setting::STREAM) == 1
 }
 
+/// A value that a global function takes; 0 when it cannot be had.
+#[inline(always)]
+fn number(value: u64) -> u64 {
+    as_number(value).unwrap_or(0)
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn stream_wanted(mm: u64) -> u32 {
+    u32::from(target::traced(mm))
+}
+
 /// Whether an event of the current task in this address space is the recording's.
 #[inline(always)]
 pub(crate) fn wanted(mm: u64) -> bool {
-    target::traced(mm)
+    stream_wanted(number(mm)) != 0
 }
 
 /// Flags for the submission of a frequent record: the reader is woken when there is a good part of the ring to read.
@@ -113,11 +129,12 @@ fn tell_task(task: &mut Task) {
         return;
     }
     task.flags |= flag::TOLD;
-    tell_current(life::SEEN);
+    stream_current(life::SEEN);
 }
 
-#[inline(always)]
-fn tell_current(op: u32) {
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn stream_current(op: u32) -> u32 {
     let ids = bpf_get_current_pid_tgid();
     let this = current();
     emit!(TaskRecord, record => {
@@ -130,11 +147,13 @@ fn tell_current(op: u32) {
         record.task_flags = member(this, setting::TASK_FLAGS).unwrap_or(0);
         record.comm = bpf_get_current_comm().unwrap_or_default();
     });
+    0
 }
 
 /// Says who another task is.
-#[inline(always)]
-fn tell_other(op: u32, task: u64, parent: u64) {
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn stream_other(op: u32, task: u64, parent: u64) -> u32 {
     emit!(TaskRecord, record => {
         brief(&mut record.brief, kind::TASK, task);
         record.start = member(task, setting::TASK_START).unwrap_or(0);
@@ -145,14 +164,16 @@ fn tell_other(op: u32, task: u64, parent: u64) {
         record.task_flags = member(task, setting::TASK_FLAGS).unwrap_or(0);
         record.comm = member(task, setting::TASK_COMM).unwrap_or([0; COMM_LEN]);
     });
+    0
 }
 
 /// Says whose address space this is, once.
-#[inline(always)]
-fn tell_mm(mm: u64) {
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn stream_mm(mm: u64) -> u32 {
     // SAFETY: only presence matters.
     if unsafe { MMS_TOLD.get(&mm) }.is_some() {
-        return;
+        return 0;
     }
     let _ = MMS_TOLD.insert(&mm, &1, 0);
     emit!(Mm, record => {
@@ -160,10 +181,17 @@ fn tell_mm(mm: u64) {
         let owner: &mut MmOwner = &mut record.owner;
         describe_mm(mm, owner);
     });
+    0
 }
 
 #[inline(always)]
 fn emit_lock(mm: u64, op: u32, flags: u32, stack: i32) {
+    stream_lock(number(mm), op, flags, stack);
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn stream_lock(mm: u64, op: u32, flags: u32, stack: i32) -> u32 {
     emit!(Lock, record => {
         brief(&mut record.brief, kind::LOCK, current());
         record.mm = mm;
@@ -172,6 +200,7 @@ fn emit_lock(mm: u64, op: u32, flags: u32, stack: i32) {
         record.stack_id = stack;
         record.pad = 0;
     });
+    0
 }
 
 /// An attempt, an acquisition, a failure, or a downgrade, before the gate acts on it.
@@ -190,7 +219,7 @@ pub(crate) fn lock(task: &mut Task, mm: u64, operation: u32, flags: u32) -> Told
         return none;
     }
     tell_task(task);
-    tell_mm(mm);
+    stream_mm(number(mm));
     let later = !pending && matches!(operation, op::ATTEMPT | op::ACQUIRED);
     if !later {
         emit_lock(mm, operation, flags | wanted, -1);
@@ -252,45 +281,67 @@ pub(crate) fn is_streamed(task: &mut Task, index: u32) -> bool {
 #[inline(always)]
 pub(crate) fn exception(task: &mut Task, address: u64, ip: u64, error: u64, nofault: bool, wanted: bool) {
     tell_task(task);
+    let flags = if wanted { seen::WANTED } else { 0 };
+    stream_exception(number(address), ip, number(error), u32::from(nofault), flags);
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn stream_exception(address: u64, ip: u64, error: u64, nofault: u32, flags: u32) -> u32 {
     emit!(Exception, record => {
         brief(&mut record.brief, kind::EXCEPTION, current());
         record.address = address;
         record.ip = ip;
         record.error = error;
-        record.nofault = u32::from(nofault);
-        record.flags = if wanted { seen::WANTED } else { 0 };
+        record.nofault = nofault;
+        record.flags = flags;
     });
+    0
 }
 
 /// The fault handler goes for the lock.
 #[inline(always)]
 pub(crate) fn handler(task: &mut Task, mm: u64, address: u64, ip: u64, user: bool, wanted: bool) {
     tell_task(task);
-    tell_mm(mm);
+    stream_mm(number(mm));
+    let flags = if wanted { seen::WANTED } else { 0 };
+    stream_handler(number(mm), number(address), ip, u32::from(user), flags);
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn stream_handler(mm: u64, address: u64, ip: u64, user: u32, flags: u32) -> u32 {
     emit!(Handler, record => {
         brief(&mut record.brief, kind::HANDLER, current());
         record.mm = mm;
         record.address = address;
         record.ip = ip;
-        record.user = u32::from(user);
-        record.flags = if wanted { seen::WANTED } else { 0 };
+        record.user = user;
+        record.flags = flags;
     });
+    0
 }
 
 /// The words of a lock that counts as held.
 #[inline(always)]
 pub(crate) fn words(held: &Slot, word: Option<u64>, owner: u64) {
-    tell_mm(held.mm);
+    let readable = if word.is_some() { seen::READABLE } else { 0 };
+    stream_words(held.mm, word.unwrap_or(0), owner, held.flags | readable);
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn stream_words(mm: u64, count: u64, owner: u64, flags: u32) -> u32 {
+    stream_mm(mm);
     emit!(Words, record => {
         brief(&mut record.brief, kind::WORDS, current());
-        record.mm = held.mm;
-        record.count = word.unwrap_or(0);
+        record.mm = mm;
+        record.count = count;
         record.sem_owner = owner;
-        let readable = if word.is_some() { seen::READABLE } else { 0 };
-        let wanted = if target::owns(held.mm) { seen::WANTED } else { 0 };
-        record.flags = held.flags | readable | wanted;
+        record.flags = flags | if target::owns(mm) { seen::WANTED } else { 0 };
         record.pad = 0;
     });
+    0
 }
 
 /// A child of a recorded task.
@@ -301,7 +352,7 @@ pub(crate) fn on_fork(child: u64) {
         let _ = MMS_TOLD.remove(&mm);
     }
     if wanted(mm) {
-        tell_other(life::FORK, child, current());
+        stream_other(life::FORK, number(child), current());
     }
 }
 
@@ -311,7 +362,7 @@ pub(crate) fn on_exec() {
     let mm = current_mm();
     let _ = MMS_TOLD.remove(&mm);
     if wanted(mm) {
-        tell_current(life::EXEC);
+        stream_current(life::EXEC);
     }
 }
 
@@ -321,6 +372,6 @@ pub(crate) fn on_free(task: u64) {
     if let Some(state) = state_of(task)
         && state.flags & flag::TOLD != 0
     {
-        tell_other(life::FREE, task, 0);
+        stream_other(life::FREE, number(task), 0);
     }
 }
