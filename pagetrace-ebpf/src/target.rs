@@ -66,6 +66,17 @@ pub(crate) fn acts() -> bool {
         || matches_by_nature()
 }
 
+/// Whether a task that is not the current one belongs to the target by its id.
+#[inline(always)]
+pub(crate) fn has(task: u64) -> bool {
+    if setting(setting::TARGET_MODE) == target::ALL {
+        return true;
+    }
+    let tgid: u32 = member(task, setting::TASK_TGID).unwrap_or(0);
+    let tid: u32 = member(task, setting::TASK_PID).unwrap_or(0);
+    listed(target_key::PROCESS | u64::from(tgid), leader_of(task)) || listed(target_key::THREAD | u64::from(tid), 0)
+}
+
 /// Whether the address space belongs to the target.
 #[inline(always)]
 pub(crate) fn owns(mm: u64) -> bool {

@@ -1,7 +1,10 @@
 //! The logic that probes of all attach types share.
 
+pub(crate) mod access;
 pub(crate) mod fault;
+pub(crate) mod leak;
 pub(crate) mod lock;
+mod seen;
 pub(crate) mod task;
 mod violation;
 pub(crate) mod walk;

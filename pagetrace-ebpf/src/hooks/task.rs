@@ -2,6 +2,7 @@
 
 use pagetrace_ebpf::wire::setting;
 
+use super::leak;
 use crate::{
     kernel::{current_mm, know_mm, member, setting},
     state, stream, target,
@@ -37,6 +38,7 @@ pub(crate) fn on_free(task: u64) {
     if stream::on() {
         stream::on_free(task);
     }
+    leak::on_end(task);
     state::forget(task);
     target::on_free(task);
 }

@@ -9,7 +9,10 @@ use pagetrace_ebpf::wire::{
     setting,
 };
 
-use super::lock::{given_away, remove};
+use super::{
+    lock::{given_away, remove},
+    seen,
+};
 use crate::{
     kernel::{current, describe_mm, member, read, setting},
     state::{RECORDS, Slot, Task, count, fill_header, flag, holds, slot},
@@ -17,11 +20,11 @@ use crate::{
 };
 
 /// `RWSEM_WRITER_LOCKED`, kernel/locking/rwsem.c.
-const WRITER_LOCKED: u64 = 1;
+pub(super) const WRITER_LOCKED: u64 = 1;
 /// Readers count from this bit, `RWSEM_READER_SHIFT`.
-const READER_SHIFT: u32 = 8;
+pub(super) const READER_SHIFT: u32 = 8;
 /// Flag bits in the low end of `rw_semaphore.owner`.
-const OWNER_FLAGS: u64 = 7;
+pub(super) const OWNER_FLAGS: u64 = 7;
 
 /// The fault, as the exception told it.
 pub(crate) struct Access {
@@ -49,7 +52,7 @@ pub(crate) fn confirmed_by_lock(ctx: &impl EbpfContext, task: &mut Task, mm: u64
 }
 
 #[inline(always)]
-fn sem_word(mm: u64, word: usize) -> Option<u64> {
+pub(super) fn sem_word(mm: u64, word: usize) -> Option<u64> {
     read(mm.wrapping_add(setting(setting::MM_LOCK)).wrapping_add(setting(word)))
 }
 
@@ -110,6 +113,11 @@ pub(crate) fn emit(ctx: &impl EbpfContext, task: &mut Task, fault: &Access) {
     if !holds(task) || !wanted(task, fault.mm) {
         return;
     }
+    let key = seen::key(ctx, task, fault);
+    // A recording tells each, so that it can be checked against its own stream.
+    if !stream::on() && seen::again(&key) {
+        return;
+    }
     let Some(mut entry) = RECORDS.reserve::<Violation>(0) else {
         count(counter::RING_FULL);
         return count(counter::VIOLATION_LOST);
@@ -149,9 +157,13 @@ pub(crate) fn emit(ctx: &impl EbpfContext, task: &mut Task, fault: &Access) {
     if record.stack_len <= 0 {
         count(counter::STACK_UNREADABLE);
     }
+    // Only now: a violation that found no room must be told the next time.
+    seen::told(&key, record.header.ts);
     entry.submit(0);
-    task.pending_address = fault.address;
-    task.flags |= flag::WANTS_VMA;
+    if fault.flags & (violation::LATENT | violation::LEAKED) == 0 {
+        task.pending_address = fault.address;
+        task.flags |= flag::WANTS_VMA;
+    }
 }
 
 /// The VMA that the last violation fell into, when it is one of this task's.

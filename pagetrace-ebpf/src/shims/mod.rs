@@ -1,5 +1,6 @@
 //! Probe entries, one file an attach type. Each fetches arguments and calls the hook they share.
 
+mod access;
 mod fentry;
 mod iter;
 mod kprobe;

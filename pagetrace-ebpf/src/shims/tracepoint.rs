@@ -11,7 +11,7 @@ use aya_ebpf::{
 use pagetrace_ebpf::wire::{fault::mode, lock::held};
 
 use crate::{
-    hooks::{fault, lock, task},
+    hooks::{fault, leak, lock, task},
     stacks::Probed,
 };
 
@@ -63,6 +63,8 @@ both! {
     tb_trace_fault_user, tr_trace_fault_user, |ctx| {
         fault::on_exception_only(ctx.arg(0), ctx.arg(1), ctx.arg(2), mode::USER)
     };
+    tb_sys_enter, tr_sys_enter, |ctx| leak::on_user_boundary(&ctx);
+    tb_sys_exit, tr_sys_exit, |ctx| leak::on_user_boundary(&ctx);
     tb_sched_process_fork, tr_sched_process_fork, |ctx| task::on_fork(ctx.arg(1));
     tb_sched_process_exec, tr_sched_process_exec, |_ctx| task::on_exec();
     tb_sched_process_free, tr_sched_process_free, |ctx| task::on_free(ctx.arg(0));

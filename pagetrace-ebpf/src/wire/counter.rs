@@ -45,4 +45,8 @@ counters! {
     SHORTCUT_WRONG = 15, "shortcut_wrong";
     /// A record of a recording's stream found no room in the ring buffer.
     STREAM_LOST = 16, "stream_lost";
+    /// No room to remember a violation that was told: the next of its kind is told again.
+    SEEN_MAP_FULL = 17, "seen_map_full";
+    /// A copy under a lock of which it cannot be told whether it touches user memory, or whether it may sleep.
+    ACCESS_UNKNOWN = 18, "access_unknown";
 }

@@ -16,6 +16,10 @@ pub mod violation {
     pub const ERROR_KNOWN: u32 = 1 << 2;
     /// More locks were held than are listed.
     pub const MORE_HELD: u32 = 1 << 3;
+    /// The access was seen at the entry of the function that makes it; whether it faulted is not known.
+    pub const LATENT: u32 = 1 << 4;
+    /// No access at all: the task goes back to user mode with the locks, or, when there is no mm, has ended with them.
+    pub const LEAKED: u32 = 1 << 5;
 }
 
 /// Bit of the x86 page-fault error code that tells a write (`X86_PF_WRITE`, arch/x86/include/asm/trap_pf.h).
@@ -25,7 +29,8 @@ pub const X86_PF_WRITE: u64 = 1 << 1;
 pub const NAME_LEN: usize = 64;
 
 wire! {
-    /// A kernel-mode access to a user address faulted while the task held at least one mmap lock.
+    /// A kernel-mode access to a user address faulted, or with [`violation::LATENT`] was made, while the task held at
+    /// least one mmap lock.
     pub struct Violation {
         /// Common part.
         pub header: Header,

@@ -7,6 +7,7 @@ mod codec;
 pub mod counter;
 pub mod fault;
 pub mod lock;
+pub mod seen;
 pub mod setting;
 pub mod stream;
 pub mod unwind;

@@ -119,6 +119,24 @@ settings! {
     STREAM,
     /// With [`STREAM`]: unread bytes in the ring buffer from which the reader is woken.
     RING_WAKE,
+    /// Address of the array `__per_cpu_offset`.
+    PER_CPU_OFFSET,
+    /// Address of the preempt count in the per-CPU area, before a CPU's offset is added.
+    PREEMPT_COUNT,
+    /// `iov_iter.iter_type`, or `type` before 5.14.
+    ITER_TYPE,
+    /// Bytes of that member.
+    ITER_TYPE_SIZE,
+    /// `iov_iter.iov_offset`.
+    ITER_OFFSET,
+    /// `iov_iter.ubuf`.
+    ITER_BUFFER,
+    /// `iov_iter.__iov`, or `iov` before 6.4.
+    ITER_VECTOR,
+    /// `ITER_IOVEC`.
+    ITER_IOVEC,
+    /// `ITER_UBUF`.
+    ITER_UBUF,
 }
 
 /// Values of [`TARGET_MODE`].

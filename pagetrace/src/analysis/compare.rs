@@ -1,7 +1,7 @@
 //! Holds what the kernel side concluded against what the model derives from the stream: one truth, or a reason to doubt.
 
 use pagetrace_ebpf::wire::{
-    fault::Violation,
+    fault::{Violation, violation as flag},
     lock::{Held, held},
 };
 
@@ -84,7 +84,8 @@ impl CrossCheck {
             }
             return;
         };
-        if violation.header.tgid == self.recorder {
+        // The model derives faults; an access without one and a lock left behind are the kernel side's alone.
+        if violation.header.tgid == self.recorder || violation.flags & (flag::LATENT | flag::LEAKED) != 0 {
             return;
         }
         self.gate += 1;

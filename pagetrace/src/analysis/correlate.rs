@@ -10,7 +10,11 @@ use pagetrace_ebpf::wire::{
     lock::{Held, held},
 };
 
-use super::finding::{Access, Class, Finding, HeldLock, LockMode, MmId, Relation, Severity, TaskId, VmaInfo};
+use super::{
+    finding::{Access, Class, Finding, HeldLock, LockMode, MmId, Relation, Severity, TaskId, VmaInfo},
+    latent,
+    repeat::{Fate, Repeat, Told},
+};
 use crate::record::{Record, name};
 
 /// `PF_KTHREAD`, include/linux/sched.h.
@@ -24,6 +28,8 @@ pub trait Stacks {
     fn stack(&self, id: i32) -> Option<Vec<u64>>;
     /// Whether `address` lies in the page-fault entry code.
     fn is_fault_entry(&self, address: u64) -> bool;
+    /// Whether `address` lies in a function that accesses user memory for its caller.
+    fn is_user_access(&self, address: u64) -> bool;
     /// Where the function begins that `address` lies in; `None` where no function is known.
     fn function(&self, address: u64) -> Option<u64>;
 }
@@ -46,6 +52,29 @@ impl Key {
             instruction: function(sighting.access.ip),
         }
     }
+
+    /// A leak is told by where the lock was taken, wherever it is noticed. No function begins at 1.
+    fn of_leak(sighting: &Sighting, stacks: &dyn Stacks) -> Self {
+        Self { access: Vec::new(), instruction: 1, ..Self::of(sighting, stacks) }
+    }
+
+    /// What the entry of an access and its fault have in common: the caller. `None` for a fault that no function
+    /// known to access user memory took part in.
+    fn of_caller(sighting: &Sighting, stacks: &dyn Stacks) -> Option<Self> {
+        let function = |address: u64| stacks.function(address).unwrap_or(address);
+        let functions = |stack: &[u64]| stack.iter().map(|address| function(*address)).collect();
+        let caller = latent::caller(&sighting.access.stack, stacks);
+        let caller = match sighting.class {
+            Class::UaccessUnderLock => caller.unwrap_or(&sighting.access.stack),
+            _ => caller?,
+        };
+        // No function begins at 0: a key of this kind equals none of the other.
+        Some(Self {
+            locks: sighting.locks.iter().map(|lock| functions(&lock.stack)).collect(),
+            access: functions(caller),
+            instruction: 0,
+        })
+    }
 }
 
 /// A task, as long as the kernel has it: ids and `task_struct` addresses are both used again.
@@ -64,6 +93,7 @@ impl TaskKey {
 
 /// One violation, before it is counted into a finding.
 struct Sighting {
+    class: Class,
     severity: Severity,
     task: TaskId,
     locks: Vec<HeldLock>,
@@ -71,6 +101,13 @@ struct Sighting {
 }
 
 impl Sighting {
+    /// The finding that begins with it.
+    fn finding(self, time: u64) -> Finding {
+        let Self { class, severity, task, locks, access } = self;
+        let (count, tasks, seen, stuck) = (1, 1, (time, time), Vec::new());
+        Finding { class, severity, task, locks, access, count, tasks, seen, stuck }
+    }
+
     /// A finding shows the worst of its sightings: of two that are as severe, one with a writer queued.
     fn rank(severity: Severity, locks: &[HeldLock]) -> (Severity, bool) {
         (severity, locks.iter().any(|lock| lock.writer_queued == Some(true)))
@@ -83,6 +120,14 @@ struct Seen {
     tasks: HashSet<TaskKey>,
     /// The task whose sighting the finding shows.
     shown: TaskKey,
+    /// Of an access seen at its entry: the function entered. Others that the same access passes through do not count.
+    entry: Option<u64>,
+}
+
+impl Seen {
+    fn by(task: TaskKey, entry: Option<u64>) -> Self {
+        Self { tasks: HashSet::from([task]), shown: task, entry }
+    }
 }
 
 /// Collects findings from records.
@@ -92,6 +137,9 @@ pub struct Correlator {
     /// One entry a finding.
     seen: Vec<Seen>,
     by_key: HashMap<Key, usize>,
+    /// Findings by the caller of the access.
+    by_caller: HashMap<Key, usize>,
+    told: Told,
     /// The finding that each task's last violation went into.
     last_of_task: HashMap<TaskKey, usize>,
     /// Violations that cannot be told from a benign event.
@@ -150,24 +198,51 @@ impl Correlator {
         }
     }
 
+    /// Takes what the kernel side counted since it told a violation.
+    pub fn again(&mut self, repeat: &Repeat) {
+        match self.told.repeat(repeat) {
+            Some((Fate::Counted(index, class), more)) if more != 0 => {
+                // What was counted at the entry of an access says nothing about how often it faulted.
+                if let Some(finding) = self.findings.get_mut(index).filter(|finding| finding.class == class) {
+                    finding.count += more;
+                    finding.seen.1 = finding.seen.1.max(repeat.last);
+                }
+            }
+            Some((Fate::Uncertain, more)) => self.uncertain += more,
+            _ => {}
+        }
+    }
+
     fn violation(&mut self, record: &Violation, stacks: &dyn Stacks) -> Outcome {
+        let (outcome, fate) = self.judge(record, stacks);
+        self.told.record(record.header.task, record.header.ts, fate);
+        outcome
+    }
+
+    fn judge(&mut self, record: &Violation, stacks: &dyn Stacks) -> (Outcome, Fate) {
         let stack = stack_of(record);
         if record.flags & violation::NEEDS_STACK != 0 {
             if stack.is_empty() {
                 self.uncertain += 1;
-                return Outcome::None;
+                return (Outcome::None, Fate::Uncertain);
             }
             if !stack.iter().any(|address| stacks.is_fault_entry(*address)) {
                 self.disproved += 1;
-                return Outcome::None;
+                return (Outcome::None, Fate::Nothing);
             }
         }
         let certain = certain(record);
         if certain.is_empty() && record.flags & violation::MORE_HELD == 0 {
             self.uncertain += 1;
-            return Outcome::None;
+            return (Outcome::None, Fate::Uncertain);
         }
+        let (latent, leaked) = (record.flags & violation::LATENT != 0, record.flags & violation::LEAKED != 0);
         let sighting = Sighting {
+            class: match (latent, leaked) {
+                (_, true) => Class::LockLeak,
+                (true, _) => Class::UaccessUnderLock,
+                _ => Class::FaultUnderLock,
+            },
             severity: severity_of(record),
             task: task_of(record),
             locks: certain.iter().map(|lock| held_lock(lock, record, stacks)).collect(),
@@ -181,46 +256,101 @@ impl Correlator {
             },
         };
         let task = TaskKey::of(&record.header);
-        let outcome = self.count(Key::of(&sighting, stacks), sighting, task, record.header.ts);
+        let caller = Key::of_caller(&sighting, stacks);
+        let (outcome, fate) = if leaked {
+            self.count(Key::of_leak(&sighting, stacks), None, sighting, task, record.header.ts)
+        } else if latent {
+            let entry = stacks.function(record.ip).unwrap_or(record.ip);
+            self.count_latent(caller, sighting, task, record.header.ts, entry)
+        } else {
+            self.count(Key::of(&sighting, stacks), caller, sighting, task, record.header.ts)
+        };
         if let Outcome::New(index) | Outcome::Again(index) | Outcome::Worse(index) = outcome {
             self.last_of_task.insert(task, index);
         }
-        outcome
+        (outcome, fate)
     }
 
-    /// Counts a sighting into its finding, or makes it one.
-    fn count(&mut self, key: Key, sighting: Sighting, task: TaskKey, time: u64) -> Outcome {
-        let Sighting { severity, task: who, locks, access } = sighting;
-        if let Some(&index) = self.by_key.get(&key)
-            && let (Some(finding), Some(seen)) = (self.findings.get_mut(index), self.seen.get_mut(index))
-        {
-            finding.count += 1;
-            finding.seen = (finding.seen.0.min(time), finding.seen.1.max(time));
-            if seen.tasks.insert(task) {
-                finding.tasks += 1;
-            }
-            if Sighting::rank(severity, &locks) <= Sighting::rank(finding.severity, &finding.locks) {
-                return Outcome::Again(index);
-            }
-            (finding.severity, finding.task, finding.locks, finding.access) = (severity, who, locks, access);
-            seen.shown = task;
-            return Outcome::Worse(index);
+    /// Counts a fault into its finding, or makes it one: out of the finding about the same access that had not
+    /// faulted before, where there is one.
+    fn count(
+        &mut self,
+        key: Key,
+        caller: Option<Key>,
+        sighting: Sighting,
+        task: TaskKey,
+        time: u64,
+    ) -> (Outcome, Fate) {
+        if let Some(&index) = self.by_key.get(&key) {
+            return self.count_into(index, sighting, task, time);
         }
-        let index = self.findings.len();
-        self.findings.push(Finding {
-            class: Class::FaultUnderLock,
-            severity,
-            task: who,
-            locks,
-            access,
-            count: 1,
-            tasks: 1,
-            seen: (time, time),
-            stuck: Vec::new(),
-        });
-        self.seen.push(Seen { tasks: HashSet::from([task]), shown: task });
+        let latent = caller.as_ref().and_then(|caller| self.by_caller.get(caller)).copied();
+        if let Some(index) = latent
+            && let (Some(finding), Some(seen)) = (self.findings.get_mut(index), self.seen.get_mut(index))
+            && finding.class == Class::UaccessUnderLock
+        {
+            *finding = sighting.finding(time);
+            *seen = Seen::by(task, None);
+            self.by_key.insert(key, index);
+            return (Outcome::Worse(index), Fate::Counted(index, Class::FaultUnderLock));
+        }
+        let (outcome, fate, index) = self.add(sighting, task, time, None);
         self.by_key.insert(key, index);
-        Outcome::New(index)
+        if let Some(caller) = caller {
+            self.by_caller.entry(caller).or_insert(index);
+        }
+        (outcome, fate)
+    }
+
+    /// Counts an access seen at its entry. One that faulted is told by its fault.
+    fn count_latent(
+        &mut self,
+        caller: Option<Key>,
+        sighting: Sighting,
+        task: TaskKey,
+        time: u64,
+        entry: u64,
+    ) -> (Outcome, Fate) {
+        if let Some(&index) = caller.as_ref().and_then(|caller| self.by_caller.get(caller)) {
+            let faulted = self.findings.get(index).is_some_and(|finding| finding.class != Class::UaccessUnderLock);
+            if faulted || self.seen.get(index).is_some_and(|seen| seen.entry != Some(entry)) {
+                return (Outcome::Again(index), Fate::Nothing);
+            }
+            return self.count_into(index, sighting, task, time);
+        }
+        let (outcome, fate, index) = self.add(sighting, task, time, Some(entry));
+        if let Some(caller) = caller {
+            self.by_caller.insert(caller, index);
+        }
+        (outcome, fate)
+    }
+
+    /// Counts a sighting into a finding, which shows it when it is the worst so far.
+    fn count_into(&mut self, index: usize, sighting: Sighting, task: TaskKey, time: u64) -> (Outcome, Fate) {
+        let (Some(finding), Some(seen)) = (self.findings.get_mut(index), self.seen.get_mut(index)) else {
+            return (Outcome::None, Fate::Nothing);
+        };
+        let fate = Fate::Counted(index, finding.class);
+        finding.count += 1;
+        finding.seen = (finding.seen.0.min(time), finding.seen.1.max(time));
+        if seen.tasks.insert(task) {
+            finding.tasks += 1;
+        }
+        let Sighting { class: _, severity, task: who, locks, access } = sighting;
+        if Sighting::rank(severity, &locks) <= Sighting::rank(finding.severity, &finding.locks) {
+            return (Outcome::Again(index), fate);
+        }
+        (finding.severity, finding.task, finding.locks, finding.access) = (severity, who, locks, access);
+        seen.shown = task;
+        (Outcome::Worse(index), fate)
+    }
+
+    fn add(&mut self, sighting: Sighting, task: TaskKey, time: u64, entry: Option<u64>) -> (Outcome, Fate, usize) {
+        let index = self.findings.len();
+        let class = sighting.class;
+        self.findings.push(sighting.finding(time));
+        self.seen.push(Seen::by(task, entry));
+        (Outcome::New(index), Fate::Counted(index, class), index)
     }
 
     fn vma(&mut self, record: &Vma) {
@@ -249,6 +379,12 @@ fn certain(record: &Violation) -> Vec<&Held> {
 
 /// How bad a violation is by itself, whatever finding it belongs to.
 pub fn severity_of(record: &Violation) -> Severity {
+    if record.flags & violation::LATENT != 0 {
+        return Severity::Latent;
+    }
+    if record.flags & violation::LEAKED != 0 {
+        return Severity::Leak;
+    }
     certain(record).iter().map(|lock| severity(lock, record)).max().unwrap_or(Severity::CrossMm)
 }
 

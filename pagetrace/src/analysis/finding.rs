@@ -8,26 +8,47 @@ use serde::Serialize;
 pub enum Class {
     /// A kernel-mode access to a user address faulted while the task held an mmap lock.
     FaultUnderLock,
+    /// A user access that could fault and sleep was made while the task held an mmap lock; it did not fault.
+    UaccessUnderLock,
+    /// A task went back to user mode, or ended, with an mmap lock held.
+    LockLeak,
 }
 
 /// How bad it is, mildest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Severity {
+    /// Nothing faulted this time: the day a page is not there, it is one of the others.
+    Latent,
     /// Only other address spaces' locks are held: two tasks doing it to each other deadlock.
     CrossMm,
     /// The faulting mm's lock is held for reading: deadlocks as soon as a writer queues.
     RecursiveRead,
+    /// The lock was left behind: nobody gets it for writing any more.
+    Leak,
     /// The faulting mm's lock is held for writing: deadlocks at once.
     Deadlock,
+}
+
+impl Class {
+    /// As reports spell it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::FaultUnderLock => "fault-under-lock",
+            Self::UaccessUnderLock => "uaccess-under-lock",
+            Self::LockLeak => "lock-leak",
+        }
+    }
 }
 
 impl Severity {
     /// As reports spell it.
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Latent => "latent",
             Self::CrossMm => "cross-mm",
             Self::RecursiveRead => "recursive-read",
+            Self::Leak => "leak",
             Self::Deadlock => "deadlock",
         }
     }

@@ -3,10 +3,13 @@
 mod compare;
 mod correlate;
 mod finding;
+mod latent;
 pub mod model;
+mod repeat;
 mod verdict;
 
 pub use compare::{CrossCheck, Disagreement};
 pub use correlate::{Correlator, Outcome, Stacks, severity_of};
 pub use finding::{Access, Class, Finding, HeldLock, LockMode, MmId, Relation, Severity, TaskId, VmaInfo};
+pub use repeat::Repeat;
 pub use verdict::{Inputs, Loss, Verdict, judge};

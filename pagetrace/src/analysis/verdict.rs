@@ -48,7 +48,7 @@ pub struct Inputs {
 /// Counters that can hide a violation, and how a person would say it. The others are told, but hide nothing: a
 /// full ring counts here only through the violations it swallowed, an unreadable stack leaves its finding standing,
 /// and a hold found stale was found.
-const HIDES: [(&str, &str); 8] = [
+const HIDES: [(&str, &str); 9] = [
     ("violation_lost", "violations found no room in the ring buffer: give it more with --ring-bytes"),
     ("task_map_full", "tasks could not be tracked, their map was full: give it more with --max-tasks"),
     ("fault_before_known", "tasks that held a lock before tracing began took a kernel-mode fault under it"),
@@ -56,6 +56,10 @@ const HIDES: [(&str, &str); 8] = [
     ("orphan_map_full", "releases by tasks that did not hold the lock could not be remembered"),
     ("target_map_full", "children of the target could not be followed, their map was full"),
     ("kernel_read_failed", "kernel structures could not be read"),
+    (
+        "access_unknown",
+        "copies under a lock could not be told from copies within the kernel, or from ones that cannot sleep",
+    ),
     ("recursion_misses", "the kernel skipped events because a program of this tracer was already running on that CPU"),
 ];
 

@@ -122,6 +122,9 @@ pub struct CheckArgs {
     /// and their children. No contents change. The number is the pause between rounds in milliseconds, 50 if none is given
     #[arg(long, value_name = "MS", num_args = 0..=1, require_equals = true, default_missing_value = "50", value_parser = milliseconds)]
     pub provoke: Option<Duration>,
+    /// Also find user accesses under a lock that do not fault: each may fault another time
+    #[arg(long)]
+    pub strict: bool,
 }
 
 /// `trace`.
@@ -175,6 +178,9 @@ pub struct ProbesArgs {
     /// Use this attach type for every event that this kernel shows by it
     #[arg(long, value_enum, value_name = "TYPE")]
     pub attach: Option<Attach>,
+    /// Include what `check --strict` attaches
+    #[arg(long)]
+    pub strict: bool,
     /// Form of the plan
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,

@@ -107,6 +107,8 @@ pub(super) fn report(facts: &KernelFacts, spec_argv: &[std::ffi::OsString], outc
             loss: outcomes.loss,
             reasons: outcomes.reasons,
         },
+        loss_by_cpu: outcomes.by_cpu.into_iter().map(|(name, by_cpu)| (name.into(), by_cpu)).collect(),
+        skipped_by_program: outcomes.skipped_by_program,
         recording: None,
         provocation: outcomes.provocation,
     })
@@ -130,7 +132,7 @@ pub(super) fn run(args: &CheckArgs) -> Result<Exit> {
     if provoke.is_some() {
         able()?;
     }
-    let spec = Spec { provoke, ..args.run.spec(Run::default()) };
+    let spec = Spec { provoke, ..args.run.spec(Run { strict: args.strict, ..Run::default() }) };
     let outcomes = drive(&facts, spec, &mut Quiet)?;
     let code = outcomes.command.and_then(|end| end.ended).and_then(Ended::code);
     let report = report(&facts, &args.run.target.argv, outcomes);

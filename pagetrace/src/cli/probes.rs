@@ -21,10 +21,15 @@ use crate::{
 /// Prints the plan.
 pub(super) fn run(args: &ProbesArgs) -> Result<Exit> {
     let facts = facts()?;
-    let run = Run { trace: true, target_mode: pagetrace_ebpf::wire::setting::target::LISTED, ..Run::default() };
+    let run = Run {
+        trace: true,
+        strict: args.strict,
+        target_mode: pagetrace_ebpf::wire::setting::target::LISTED,
+        ..Run::default()
+    };
     let plan = if args.dry {
         let view = View::of(&facts).ok_or_else(|| Unmet("this kernel has no usable BTF".to_owned()))?;
-        plan(&view, &Wish { force: args.attach, trace: true, refused: Vec::new() })?
+        plan(&view, &Wish { force: args.attach, trace: true, strict: args.strict, refused: Vec::new() })?
     } else {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;

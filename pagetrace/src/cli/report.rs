@@ -1,6 +1,11 @@
 //! `pagetrace report`: the verdict of a recording. Looks at nothing of this machine.
 
-use std::{collections::HashMap, fs::File, io::BufReader, path::Path};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs::File,
+    io::BufReader,
+    path::Path,
+};
 
 use anyhow::{Context as _, Result};
 
@@ -12,6 +17,7 @@ use crate::{
         gather::Gather,
         report::{Command, Damage, Kernel, Recording, Report, Run},
     },
+    plan::is_user_access,
     record::{
         reader::{Entry, Reader},
         user::{CommandEnd, End, Note, User},
@@ -36,6 +42,9 @@ impl Stacks for Recorded<'_> {
     }
     fn is_fault_entry(&self, address: u64) -> bool {
         self.names.name(address).is_some_and(is_fault_entry)
+    }
+    fn is_user_access(&self, address: u64) -> bool {
+        self.names.name(address).is_some_and(is_user_access)
     }
     fn function(&self, address: u64) -> Option<u64> {
         let found = self.names.lookup(address)?;
@@ -67,6 +76,7 @@ pub(super) fn read(path: &Path) -> Result<Read> {
     let mut names = Symbolizer::recorded();
     let mut stacks: HashMap<i32, Vec<u64>> = HashMap::new();
     let mut counters: HashMap<String, u64> = HashMap::new();
+    let mut loss_by_cpu = BTreeMap::new();
     let mut order: Vec<String> = Vec::new();
     let mut end = None;
     while let Some(entry) = reader.next_entry() {
@@ -87,7 +97,8 @@ pub(super) fn read(path: &Path) -> Result<Read> {
                     order.push(counter.name.clone());
                 }
                 let sum = counter.by_cpu.iter().fold(0_u64, |sum, value| sum.saturating_add(*value));
-                counters.insert(counter.name, sum);
+                counters.insert(counter.name.clone(), sum);
+                loss_by_cpu.insert(counter.name.into(), counter.by_cpu);
             }
             Entry::User(User::Note(Note::Hung { pid, tid })) => gather.correlator.mark_hung(pid, tid),
             Entry::User(User::End(ended)) => end = Some(ended),
@@ -123,6 +134,8 @@ pub(super) fn read(path: &Path) -> Result<Read> {
         findings,
         plan: header.plan,
         inputs: Inputs { findings: 0, uncertain: correlator.uncertain, unknown_records: 0, loss, reasons },
+        loss_by_cpu,
+        skipped_by_program: BTreeMap::new(),
         provocation: None,
         recording: Some(Recording {
             version: header.version,

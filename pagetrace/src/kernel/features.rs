@@ -1,7 +1,7 @@
 //! Settings and abilities of the running kernel that are neither types nor symbols. Reads files below the roots it is
 //! given; a file that is absent is a fact (`None` or [`Presence::Absent`]), not an error.
 
-use std::{fs, path::Path, str::FromStr};
+use std::{collections::BTreeSet, fs, path::Path, str::FromStr};
 
 use serde::Serialize;
 
@@ -77,6 +77,10 @@ pub struct Features {
     pub tracefs: Tracefs,
     /// Whether kprobes can be made, through perf (`CONFIG_KPROBE_EVENTS`) or tracefs.
     pub kprobes: Presence,
+    /// Functions that kprobes are kept out of, as far as debugfs tells.
+    pub kprobe_blacklist: BTreeSet<String>,
+    /// Abilities of the processor.
+    pub cpu_flags: BTreeSet<String>,
     /// Whether uprobes can be made.
     pub uprobes: Presence,
     /// Lockdown level.
@@ -97,6 +101,8 @@ impl Features {
             machine: rustix::system::uname().machine().to_string_lossy().into_owned(),
             page_size: u64::try_from(rustix::param::page_size()).unwrap_or(4096),
             kprobes: probes(sys, &tracefs, "kprobe"),
+            kprobe_blacklist: blacklist(&read(&sys.join("kernel/debug/kprobes/blacklist")).unwrap_or_default()),
+            cpu_flags: cpu_flags(&read(&proc.join("cpuinfo")).unwrap_or_default()),
             uprobes: probes(sys, &tracefs, "uprobe"),
             tracefs,
             preemptible: preemptible(
@@ -168,6 +174,17 @@ fn probes(sys: &Path, tracefs: &Tracefs, which: &str) -> Presence {
     }
 }
 
+/// Those of the first processor: the kernel uses what all have (arch/x86/kernel/cpu/proc.c).
+fn cpu_flags(text: &str) -> BTreeSet<String> {
+    let flags = text.lines().find_map(|line| line.strip_prefix("flags")?.split_once(':'));
+    flags.map_or("", |(_, flags)| flags).split_ascii_whitespace().map(str::to_owned).collect()
+}
+
+/// Lines of an address range and a name (kernel/kprobes.c, `kprobe_blacklist_seq_show`).
+fn blacklist(text: &str) -> BTreeSet<String> {
+    text.lines().filter_map(|line| line.split_ascii_whitespace().nth(1)).map(str::to_owned).collect()
+}
+
 /// Whether the kernel still charges BPF maps to `RLIMIT_MEMLOCK`. It did until 5.11, when their accounting moved to
 /// memory cgroups and `struct bpf_map` lost its `memory` member.
 #[must_use]
@@ -194,7 +211,20 @@ fn number<T: FromStr>(path: &Path) -> Option<T> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Lockdown, count_cpus};
+    use super::{Lockdown, blacklist, count_cpus, cpu_flags};
+
+    #[test]
+    fn the_flags_are_those_of_the_first_processor() {
+        let flags = cpu_flags("model name\t: x\nflags\t\t: fpu erms\nbugs\t: y\nflags\t\t: fsrm\n");
+        assert_eq!(flags.into_iter().collect::<Vec<_>>(), ["erms", "fpu"]);
+    }
+
+    #[test]
+    fn the_names_of_a_blacklist_stand_behind_ranges() {
+        let text = "0xffffffff81000000-0xffffffff81000010\tasm_exc_page_fault\n0x1-0x2\tdo_int3\n";
+        assert_eq!(blacklist(text).into_iter().collect::<Vec<_>>(), ["asm_exc_page_fault", "do_int3"]);
+        assert!(blacklist("").is_empty());
+    }
 
     #[test]
     fn lockdown_is_the_bracketed_word() {

@@ -1,20 +1,22 @@
 //! Loads the BPF object and attaches what the plan says. The only module that names `aya`.
 
 use std::{
+    collections::BTreeMap,
     io::{self, Read as _},
-    os::fd::{AsFd as _, AsRawFd as _},
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
 };
 
 use aya::{
     Btf, Ebpf, EbpfError, EbpfLoader,
     maps::{Array, HashMap, MapData, MapError, PerCpuArray, RingBuf, StackTraceMap},
-    programs::{BtfTracePoint, FEntry, FExit, Iter, KProbe, Program, ProgramError, RawTracePoint},
+    programs::{BtfTracePoint, FEntry, FExit, Iter, KProbe, PerfEvent, Program, ProgramError, RawTracePoint},
 };
-use pagetrace_ebpf::wire::{counter, kind, setting, unwind};
+use pagetrace_ebpf::wire::{counter, kind, seen, setting, unwind};
 use tokio::io::unix::AsyncFd;
 
-use super::{readiness::readable, settings::Settings, shortcut::Learner};
+use super::{breakpoint, readiness::readable, settings::Settings, shortcut::Learner};
 use crate::{
+    analysis::Repeat,
     kernel::kallsyms::Kallsyms,
     plan::{Plan, Probe, ProgramType, Refusal, Stage},
 };
@@ -48,6 +50,9 @@ pub enum AttachError {
     /// One program was refused; a plan without it may work.
     #[error("the kernel refused {} on {}: {}", .0.attach.name(), .0.target, .0.why)]
     Refused(Refusal),
+    /// Programs on user accesses were refused; a plan without them may work.
+    #[error("the kernel refused probes on user accesses, {} for one: {}", .0.first().map_or("", |it| it.target.as_str()), .0.first().map_or("", |it| it.why.as_str()))]
+    Closed(Vec<Refusal>),
     /// The object does not have what this code expects of it.
     #[error("the BPF object has no {0}")]
     Incomplete(String),
@@ -65,6 +70,7 @@ pub struct Attached {
     ring: AsyncFd<RingBuf<MapData>>,
     stacks: StackTraceMap<MapData>,
     counters: PerCpuArray<MapData, u64>,
+    seen: HashMap<MapData, [u64; seen::KEY_WORDS], [u64; seen::VALUE_WORDS]>,
     /// Each once, in the order of attaching.
     programs: Vec<String>,
     learner: Learner,
@@ -72,6 +78,8 @@ pub struct Attached {
     shortcuts: Array<MapData, [u64; unwind::SHORTCUT_WORDS]>,
     /// When everything was attached, nanoseconds of `CLOCK_MONOTONIC`.
     pub attached_at: u64,
+    /// Open as long as they are set.
+    breakpoints: Vec<OwnedFd>,
 }
 
 /// A counter on each CPU; a single value where the kernel does not tell them apart.
@@ -131,9 +139,7 @@ pub fn attach(
     if settings.get(setting::MM_CACHE) == setting::NONE {
         find_address_spaces(&mut bpf, &btf)?;
     }
-    for probe in &probes {
-        attach_one(&mut bpf, probe).map_err(|why| refused(probe, &why))?;
-    }
+    let breakpoints = attach_all(&mut bpf, &probes, symbols)?;
     let mut attached_at = Array::<_, u64>::try_from(map(&mut bpf, "ATTACHED_AT")?)?;
     let now = monotonic_ns();
     attached_at.set(0, now, 0)?;
@@ -146,12 +152,30 @@ pub fn attach(
         stacks: StackTraceMap::try_from(map(&mut bpf, "STACKS")?)?,
         counters: PerCpuArray::try_from(map(&mut bpf, "COUNTERS")?)?,
         attached_at: now,
+        seen: HashMap::try_from(map(&mut bpf, "SEEN")?)?,
         programs,
         learner: symbols.map(Learner::new).unwrap_or_default(),
         distances,
         shortcuts: Array::try_from(map(&mut bpf, "SHORTCUTS_OF")?)?,
+        breakpoints,
         bpf,
     })
+}
+
+/// Attaches in order. Functions that access user memory are many, and often closed: all of them are tried before the
+/// refusals are told.
+fn attach_all(bpf: &mut Ebpf, probes: &[&Probe], symbols: Option<&Kallsyms>) -> Result<Vec<OwnedFd>, AttachError> {
+    let mut breakpoints = Vec::new();
+    let mut closed = Vec::new();
+    for probe in probes {
+        match (attach_one(bpf, probe, symbols), probe.stage) {
+            (Ok(set), Stage::UserAccess) => breakpoints.extend(set),
+            (Err(why), Stage::UserAccess) => closed.push(refusal(probe, &why)),
+            _ if !closed.is_empty() => break,
+            (attached, _) => attached.map(drop).map_err(|why| refused(probe, &why))?,
+        }
+    }
+    if closed.is_empty() { Ok(breakpoints) } else { Err(AttachError::Closed(closed)) }
 }
 
 /// Nanoseconds of the clock that the kernel stamps records with.
@@ -170,6 +194,10 @@ fn program<'a>(bpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Program, Program
 }
 
 fn refused(probe: &Probe, why: &ProgramError) -> AttachError {
+    AttachError::Refused(refusal(probe, why))
+}
+
+fn refusal(probe: &Probe, why: &ProgramError) -> Refusal {
     let mut text = why.to_string();
     if let ProgramError::LoadError { verifier_log, .. } = why {
         log::debug!("verifier log of {}:\n{verifier_log}", probe.program);
@@ -188,7 +216,7 @@ fn refused(probe: &Probe, why: &ProgramError) -> AttachError {
     // Nothing about one function makes the kernel answer EPERM: a policy closes the attach type.
     let whole_type = errno_of(why) == Some(rustix::io::Errno::PERM.raw_os_error());
     let Probe { kind, target, .. } = probe;
-    AttachError::Refused(Refusal { attach: kind.attach(), target: target.clone(), why: text, whole_type })
+    Refusal { attach: kind.attach(), target: target.clone(), why: text, whole_type }
 }
 
 fn errno_of(why: &ProgramError) -> Option<i32> {
@@ -207,10 +235,11 @@ fn load(bpf: &mut Ebpf, probe: &Probe, btf: &Btf) -> Result<(), ProgramError> {
         ProgramType::Fexit => <&mut FExit>::try_from(program)?.load(target, btf),
         ProgramType::BtfTracepoint => <&mut BtfTracePoint>::try_from(program)?.load(target, btf),
         ProgramType::RawTracepoint => <&mut RawTracePoint>::try_from(program)?.load(),
+        ProgramType::Breakpoint => <&mut PerfEvent>::try_from(program)?.load(),
     }
 }
 
-fn attach_one(bpf: &mut Ebpf, probe: &Probe) -> Result<(), ProgramError> {
+fn attach_one(bpf: &mut Ebpf, probe: &Probe, symbols: Option<&Kallsyms>) -> Result<Vec<OwnedFd>, ProgramError> {
     let program = program(bpf, &probe.program)?;
     match probe.kind {
         ProgramType::Kprobe | ProgramType::Kretprobe => {
@@ -220,7 +249,22 @@ fn attach_one(bpf: &mut Ebpf, probe: &Probe) -> Result<(), ProgramError> {
         ProgramType::Fexit => <&mut FExit>::try_from(program)?.attach().map(drop),
         ProgramType::BtfTracepoint => <&mut BtfTracePoint>::try_from(program)?.attach().map(drop),
         ProgramType::RawTracepoint => <&mut RawTracePoint>::try_from(program)?.attach(&probe.target).map(drop),
+        ProgramType::Breakpoint => {
+            return break_at(<&mut PerfEvent>::try_from(program)?, &probe.target, symbols);
+        }
     }
+    .map(|()| Vec::new())
+}
+
+/// Sets the breakpoint on every processor.
+fn break_at(program: &PerfEvent, target: &str, symbols: Option<&Kallsyms>) -> Result<Vec<OwnedFd>, ProgramError> {
+    let failed = |why: String| ProgramError::IOError(io::Error::other(why));
+    let address = symbols.and_then(|symbols| symbols.address_of(target)).filter(|address| *address != 0);
+    let address = address.ok_or_else(|| failed("its address is hidden".to_owned()))?;
+    let cpus = aya::util::online_cpus().map_err(|(file, err)| failed(format!("cannot read {file}: {err}")))?;
+    let program = program.fd()?.as_fd();
+    let set = |cpu| breakpoint::set(program, address, cpu).map_err(|err| failed(format!("no breakpoint there: {err}")));
+    cpus.into_iter().map(set).collect()
 }
 
 fn fill_targets(bpf: &mut Ebpf, settings: &Settings, targets: &[u64]) -> Result<(), AttachError> {
@@ -303,6 +347,27 @@ impl Attached {
         self.stacks.stack(id)
     }
 
+    /// Violations that were told once and seen again since.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn repeats(&self) -> Result<Vec<Repeat>, AttachError> {
+        let mut out = Vec::new();
+        for entry in &self.seen {
+            let (key, value) = entry?;
+            let repeat = Repeat {
+                task: key[seen::KEY_TASK],
+                first: value[seen::VALUE_FIRST],
+                count: value[seen::VALUE_COUNT],
+                last: value[seen::VALUE_LAST],
+            };
+            if repeat.count != 0 {
+                out.push(repeat);
+            }
+        }
+        Ok(out)
+    }
+
     /// The counters, each CPU by itself, and the events that the kernel skipped because a program of ours was
     /// running already.
     ///
@@ -328,8 +393,15 @@ impl Attached {
         Ok(out)
     }
 
+    /// Programs that the kernel skipped because they were running already on that CPU, and how often.
+    pub fn skipped(&self) -> BTreeMap<String, u64> {
+        let misses = |name: &String| Some((name.clone(), recursion_misses(self.bpf.program(name)?)?));
+        self.programs.iter().filter_map(misses).filter(|(_, misses)| *misses != 0).collect()
+    }
+
     /// Detaches everything; maps can still be read.
     pub fn detach(&mut self) {
+        self.breakpoints.clear();
         // The reverse of attaching.
         for name in self.programs.iter().rev() {
             if let Some(program) = self.bpf.program_mut(name) {
@@ -369,6 +441,7 @@ fn unload(program: &mut Program) -> Result<(), ProgramError> {
         Program::FExit(program) => program.unload(),
         Program::BtfTracePoint(program) => program.unload(),
         Program::RawTracePoint(program) => program.unload(),
+        Program::PerfEvent(program) => program.unload(),
         _ => Ok(()),
     }
 }

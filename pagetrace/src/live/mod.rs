@@ -1,6 +1,7 @@
 //! The traced machine as it runs: loading, attaching, reading, the traced command. Whatever is decided about events
 //! is decided elsewhere.
 
+mod breakpoint;
 pub mod hang;
 pub mod loader;
 pub mod prepare;
@@ -10,5 +11,6 @@ pub mod session;
 pub mod settings;
 mod shortcut;
 mod stacks;
+mod strict;
 pub mod tape;
 pub mod workload;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use pagetrace_ebpf::wire::setting;
 
-use super::settings::Settings;
+use super::{settings::Settings, strict};
 use crate::{
     kernel::{
         KernelFacts,
@@ -44,6 +44,14 @@ impl KernelView for View<'_> {
         self.btf.tracepoint_args(name)
     }
 
+    fn forbids_kprobe(&self, name: &str) -> bool {
+        self.facts.features.kprobe_blacklist.contains(name)
+    }
+
+    fn cpu_has(&self, flag: &str) -> bool {
+        self.facts.features.cpu_flags.contains(flag)
+    }
+
     fn has_kprobes(&self) -> bool {
         self.facts.features.kprobes != Presence::Absent
     }
@@ -62,6 +70,8 @@ impl KernelView for View<'_> {
 pub struct Run {
     /// Emit faults, walks, waits and holds.
     pub trace: bool,
+    /// Judge user accesses under a lock whether they fault or not.
+    pub strict: bool,
     /// Do not keep the stack of each acquisition.
     pub no_lock_stacks: bool,
     /// Compare every shortcut for unwinding with unwinding.
@@ -124,6 +134,9 @@ pub fn settings(btf: &Btf, kallsyms: Option<&Kallsyms>, offsets: &Offsets, plan:
         .set(setting::MIN_FAULT_NS, run.min_fault_ns)
         .set(setting::SELF_TGID, u64::from(std::process::id()))
         .set(setting::TARGET_MODE, run.target_mode);
+    if run.strict {
+        strict::set(&mut out, btf, kallsyms);
+    }
     if let Some(symbols) = kallsyms {
         out.set_if(setting::INIT_MM, symbols.address_of("init_mm"));
         if let Some(slab) = slab {

@@ -1,7 +1,7 @@
 //! One run: attach, let the command go, take records until it ends, and say what came of it.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     ffi::OsString,
     io,
     os::fd::AsFd as _,
@@ -25,6 +25,7 @@ use super::{
     provoke::Provoker,
     settings::Settings,
     stacks::{LiveStacks, loaded_modules},
+    strict,
     workload::{
         Ended, RunAs, Workload,
         targets::{Selection, Targets},
@@ -96,6 +97,8 @@ pub struct Outcomes {
     pub loss: Loss,
     /// The same, each CPU by itself.
     pub by_cpu: Vec<ByCpu>,
+    /// Calls that the kernel skipped, by program.
+    pub skipped_by_program: BTreeMap<String, u64>,
     /// Reasons of the run itself why nothing can be called clean.
     pub reasons: Vec<String>,
     /// The command.
@@ -158,7 +161,7 @@ pub struct Begun<'a> {
 /// Attaches, planning anew without each way that the kernel refuses.
 fn attach(facts: &KernelFacts, spec: &Spec, offsets: &Offsets, targets: &[u64]) -> Result<(Plan, Settings, Attached)> {
     let (Ok(btf), Some(view)) = (&facts.btf, View::of(facts)) else { anyhow::bail!("this kernel has no usable BTF") };
-    let mut wish = Wish { force: spec.attach, trace: spec.run.trace, refused: Vec::new() };
+    let mut wish = Wish { force: spec.attach, trace: spec.run.trace, strict: spec.run.strict, refused: Vec::new() };
     loop {
         let plan = plan(&view, &wish)?;
         let settings = prepare::settings(btf, facts.kallsyms.as_ref().ok(), offsets, &plan, &spec.run);
@@ -168,6 +171,12 @@ fn attach(facts: &KernelFacts, spec: &Spec, offsets: &Offsets, targets: &[u64]) 
             Err(AttachError::Refused(refusal)) if !wish.refused.contains(&refusal) => {
                 log::info!("{} on {} was refused: {}", refusal.attach.name(), refusal.target, refusal.why);
                 wish.refused.push(refusal);
+            }
+            Err(AttachError::Closed(refusals)) if !refusals.iter().all(|it| wish.refused.contains(it)) => {
+                for refusal in &refusals {
+                    log::info!("{} on {} was refused: {}", refusal.attach.name(), refusal.target, refusal.why);
+                }
+                wish.refused.extend(refusals);
             }
             Err(err) => return Err(err.into()),
         }
@@ -210,7 +219,7 @@ impl Session<'_> {
                 (outcome, &record)
             {
                 // Each of a finding's tasks can get stuck in it.
-                if severity_of(violation) != Severity::CrossMm {
+                if matches!(severity_of(violation), Severity::RecursiveRead | Severity::Deadlock) {
                     self.watch.suspect(Suspect { pid: violation.header.tgid, tid: violation.header.tid });
                 }
             }
@@ -242,6 +251,18 @@ impl Session<'_> {
             Some(named) => observer.finding(index + 1, named),
             None => Ok(()),
         }
+    }
+
+    /// Takes over what the kernel side only counted. Records first: a count belongs to one of them.
+    fn take_repeats(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        if self.gather.correlator.findings().is_empty() && self.gather.correlator.uncertain == 0 {
+            return Ok(());
+        }
+        self.drain(observer);
+        for repeat in self.attached.repeats()? {
+            self.gather.correlator.again(&repeat);
+        }
+        Ok(())
     }
 
     fn drain(&mut self, observer: &mut dyn Observer) {
@@ -326,6 +347,9 @@ pub async fn run(facts: &KernelFacts, mut spec: Spec, observer: &mut dyn Observe
         let begun = Begun { plan: &plan, settings: &settings, attached_at: attached.attached_at };
         tape.begin(&begun).context("cannot write the recording")?;
     }
+    if spec.run.strict {
+        strict::calibrate().await;
+    }
     observer.attached(&plan, begun.elapsed());
     let mut session = Session {
         attached,
@@ -393,6 +417,10 @@ pub async fn run(facts: &KernelFacts, mut spec: Spec, observer: &mut dyn Observe
                     tape.counters(&session.attached.counters_by_cpu()?);
                     counted = now;
                 }
+                session.take_repeats(observer)?;
+                if spec.run.strict {
+                    strict::access();
+                }
                 for suspect in session.watch.stuck(now) {
                     session.gather.correlator.mark_hung(suspect.pid, suspect.tid);
                     if let Some(tape) = observer.tape() {
@@ -453,7 +481,9 @@ pub async fn run(facts: &KernelFacts, mut spec: Spec, observer: &mut dyn Observe
     let provocation = provoker.map(Provoker::finish);
     session.drain(observer);
     let by_cpu = session.attached.counters_by_cpu()?;
+    let skipped_by_program = session.attached.skipped();
     session.attached.detach();
+    session.take_repeats(observer)?;
     session.drain(observer);
     let (correlator, findings) = session.gather.finish();
     log::debug!("disproved by their stack: {}", correlator.disproved);
@@ -466,6 +496,7 @@ pub async fn run(facts: &KernelFacts, mut spec: Spec, observer: &mut dyn Observe
         unknown_records: correlator.unknown_records,
         loss,
         by_cpu,
+        skipped_by_program,
         reasons,
         command,
         watched: Duration::from_nanos(ended.saturating_sub(started)),

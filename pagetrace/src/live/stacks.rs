@@ -6,7 +6,7 @@
 use std::{cell::Cell, fs};
 
 use super::{loader::Attached, prepare::is_fault_entry};
-use crate::{analysis::Stacks, kernel::kallsyms::Kallsyms};
+use crate::{analysis::Stacks, kernel::kallsyms::Kallsyms, plan::is_user_access};
 
 /// The stacks of one record.
 pub(super) struct LiveStacks<'a> {
@@ -36,6 +36,9 @@ impl Stacks for LiveStacks<'_> {
     }
     fn is_fault_entry(&self, address: u64) -> bool {
         self.symbols.and_then(|symbols| symbols.resolve(address)).is_some_and(|found| is_fault_entry(found.name))
+    }
+    fn is_user_access(&self, address: u64) -> bool {
+        self.symbols.and_then(|symbols| symbols.resolve(address)).is_some_and(|found| is_user_access(found.name))
     }
     fn function(&self, address: u64) -> Option<u64> {
         let found = self.symbols?.resolve(address)?;

@@ -1,6 +1,6 @@
 //! The sentences of a finding: what happened, why it is dangerous, what to do.
 
-use crate::analysis::{Finding, HeldLock, LockMode, Relation, Severity};
+use crate::analysis::{Class, Finding, HeldLock, LockMode, Relation, Severity};
 
 fn mode(lock: &HeldLock) -> &'static str {
     match lock.mode {
@@ -27,8 +27,20 @@ pub fn summary(finding: &Finding) -> String {
     let locks: Vec<String> =
         finding.locks.iter().map(|lock| format!("{} (held for {})", whose(lock), mode(lock))).collect();
     let locks = if locks.is_empty() { "mmap locks".to_owned() } else { locks.join(" and ") };
+    let fault = match finding.class {
+        Class::FaultUnderLock => " and took a page fault",
+        Class::UaccessUnderLock => "",
+        Class::LockLeak => {
+            // A task that has ended has no address space any more.
+            let how = if finding.access.mm.address == 0 { "ended" } else { "went back to user mode" };
+            return format!(
+                "{} (pid {}, tid {}) {how} and still held {locks}",
+                finding.task.comm, finding.task.pid, finding.task.tid
+            );
+        }
+    };
     format!(
-        "{} (pid {}, tid {}) {access} user memory at {:#x} and took a page fault while it held {locks}",
+        "{} (pid {}, tid {}) {access} user memory at {:#x}{fault} while it held {locks}",
         finding.task.comm, finding.task.pid, finding.task.tid, finding.access.address
     )
 }
@@ -36,6 +48,17 @@ pub fn summary(finding: &Finding) -> String {
 /// Why it is dangerous, and the way out.
 pub fn advice(finding: &Finding) -> String {
     let danger = match finding.severity {
+        Severity::Leak => {
+            return "Nobody else can release the lock now. Whoever wants it for writing waits for ever, and behind that \
+                    writer every reader, the page faults of the address space among them. Release it on every way out \
+                    of the function that took it, the error paths above all."
+                .to_owned();
+        }
+        Severity::Latent => {
+            "The page was there this time. It can be reclaimed, migrated, unmapped or write-protected at any moment, \
+             pinned or not; then the fault handler takes the mmap_lock for reading while this one is held, and that is \
+             a deadlock, at once or with the next writer."
+        }
         Severity::Deadlock => {
             "The fault handler needs this mm's mmap_lock for reading while this task holds it for writing: the task \
              waits for itself, for ever."

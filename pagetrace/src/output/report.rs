@@ -31,6 +31,10 @@ pub struct Report {
     pub findings: Vec<ReportedFinding>,
     /// Counters, by name.
     pub loss: BTreeMap<Cow<'static, str>, u64>,
+    /// The counters that counted anything, a number a CPU.
+    pub loss_by_cpu: BTreeMap<Cow<'static, str>, Vec<u64>>,
+    /// `recursion_misses` by program.
+    pub skipped_by_program: BTreeMap<String, u64>,
     /// What was seen and what was not.
     pub coverage: Coverage,
     /// What pushing the target's pages out came to, where it was asked for.
@@ -55,6 +59,10 @@ pub struct Run {
     pub plan: Plan,
     /// What the verdict is made from, besides the findings.
     pub inputs: Inputs,
+    /// Counters, a number a CPU.
+    pub loss_by_cpu: BTreeMap<Cow<'static, str>, Vec<u64>>,
+    /// Calls that the kernel skipped, by program; a recording does not tell.
+    pub skipped_by_program: BTreeMap<String, u64>,
     /// The recording, when it was one.
     pub recording: Option<Recording>,
     /// What pushing pages out came to.
@@ -64,12 +72,27 @@ pub struct Run {
 impl Report {
     /// Judges a run.
     pub fn of(run: Run) -> Self {
-        let Run { kernel, command, duration_ms, findings, plan, mut inputs, recording, provocation } = run;
+        let Run { kernel, command, duration_ms, findings, plan, mut inputs, recording, provocation, .. } = run;
+        let (mut loss_by_cpu, skipped_by_program) = (run.loss_by_cpu, run.skipped_by_program);
+        loss_by_cpu.retain(|_, by_cpu| by_cpu.iter().any(|count| *count != 0));
         inputs.findings = findings.len();
         let (verdict, because) = judge(&inputs);
         let coverage = Coverage::of(&plan, because);
         let loss = inputs.loss.into_iter().collect();
-        Self { schema: SCHEMA, verdict, kernel, command, duration_ms, findings, loss, coverage, provocation, recording }
+        Self {
+            schema: SCHEMA,
+            verdict,
+            kernel,
+            command,
+            duration_ms,
+            findings,
+            loss,
+            loss_by_cpu,
+            skipped_by_program,
+            coverage,
+            provocation,
+            recording,
+        }
     }
 }
 

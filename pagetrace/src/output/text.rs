@@ -4,7 +4,7 @@ use std::fmt::{self, Write};
 
 use super::report::{Command, Lock, Owner, Report, ReportedFinding};
 use crate::{
-    analysis::{LockMode, Relation, Severity, Verdict},
+    analysis::{Class, LockMode, Relation, Severity, Verdict},
     symbolize::Frame,
 };
 
@@ -21,7 +21,7 @@ impl Style {
     }
 
     fn severity(self, severity: Severity) -> String {
-        let code = if severity == Severity::CrossMm { "1;33" } else { "1;31" };
+        let code = if matches!(severity, Severity::CrossMm | Severity::Latent) { "1;33" } else { "1;31" };
         self.paint(code, severity.name())
     }
 }
@@ -135,7 +135,7 @@ pub fn finding(number: usize, finding: &ReportedFinding, style: Style) -> String
 
 fn write_finding(out: &mut String, number: usize, finding: &ReportedFinding, style: Style) -> fmt::Result {
     let severity = style.severity(finding.severity);
-    writeln!(out, "#{number} fault-under-lock, {severity}: {}", finding.summary)?;
+    writeln!(out, "#{number} {}, {severity}: {}", finding.class.name(), finding.summary)?;
     let kind = if finding.task.kernel_thread { " (kernel thread)" } else { "" };
     let mut times = if finding.count == 1 { "once".to_owned() } else { format!("{} times", finding.count) };
     if finding.tasks > 1 {
@@ -154,7 +154,26 @@ fn write_finding(out: &mut String, number: usize, finding: &ReportedFinding, sty
         };
         writeln!(out, "  {}", style.paint("1;31", &stuck))?;
     }
+    if finding.class != Class::LockLeak {
+        write_access(out, finding)?;
+    }
+    for lock in &finding.locks {
+        write_lock(out, lock)?;
+    }
+    match finding.class {
+        Class::LockLeak if finding.fault.stack.is_empty() => {}
+        Class::LockLeak => write_stack(out, "it was noticed here", &finding.fault.stack)?,
+        _ => write_stack(out, "user memory was accessed here", &finding.fault.stack)?,
+    }
+    for line in wrap(&finding.advice, 110) {
+        writeln!(out, "  {line}")?;
+    }
+    writeln!(out)
+}
+
+fn write_access(out: &mut String, finding: &ReportedFinding) -> fmt::Result {
     let fault = &finding.fault;
+    let latent = finding.class == Class::UaccessUnderLock;
     let access = match fault.write {
         Some(true) => "write",
         Some(false) => "read",
@@ -162,13 +181,15 @@ fn write_finding(out: &mut String, number: usize, finding: &ReportedFinding, sty
     };
     writeln!(
         out,
-        "  fault    {access} at {} by {}, in mm {} of {}",
+        "  {}   {access} at {} by {}, in mm {} of {}",
+        if latent { "access" } else { "fault " },
         fault.address,
         fault.instruction.text(),
         fault.mm,
         owner_text(fault.owner.as_ref())
     )?;
     match &fault.vma {
+        None if latent => {}
         Some(vma) => {
             let file =
                 vma.file.as_ref().map_or_else(|| "anonymous".to_owned(), |file| format!("{file} at {:#x}", vma.offset));
@@ -178,14 +199,7 @@ fn write_finding(out: &mut String, number: usize, finding: &ReportedFinding, sty
             writeln!(out, "  vma      not known: it is looked up under the lock, and that was not had or not seen")?;
         }
     }
-    for lock in &finding.locks {
-        write_lock(out, lock)?;
-    }
-    write_stack(out, "user memory was accessed here", &fault.stack)?;
-    for line in wrap(&finding.advice, 110) {
-        writeln!(out, "  {line}")?;
-    }
-    writeln!(out)
+    Ok(())
 }
 
 fn write_lock(out: &mut String, lock: &Lock) -> fmt::Result {

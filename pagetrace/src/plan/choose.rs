@@ -1,7 +1,7 @@
 //! Picks one way for each event.
 
 use super::{
-    Attach, Event, EventPlan, KernelView, PassedOver, Plan, Probe, ProgramType,
+    Attach, Event, EventPlan, KernelView, PassedOver, Plan, Probe, ProgramType, access,
     ways::{HANDLER_LOCK, WALKERS, vma_by_handler, walker, ways},
 };
 
@@ -12,6 +12,8 @@ pub struct Wish {
     pub force: Option<Attach>,
     /// Faults, walks and waits are wanted as well, not only violations.
     pub trace: bool,
+    /// User accesses under a lock are wanted whether they fault or not.
+    pub strict: bool,
     /// What an earlier try to attach was refused.
     pub refused: Vec<Refusal>,
 }
@@ -58,6 +60,10 @@ pub fn plan(kernel: &dyn KernelView, wish: &Wish) -> Result<Plan, PlanError> {
     for event in [Event::MmapLock, Event::KernelFault, Event::FaultKind, Event::FaultVma, Event::TaskLife] {
         events.push(choose(kernel, wish, event));
     }
+    if wish.strict {
+        events.push(choose(kernel, wish, Event::UserBoundary));
+        events.push(access::choose(kernel, &|probe| check(kernel, wish, probe)));
+    }
     if wish.trace {
         events.push(choose(kernel, wish, Event::PageFault));
         events.push(choose(kernel, wish, Event::PageWalk));
@@ -66,7 +72,8 @@ pub fn plan(kernel: &dyn KernelView, wish: &Wish) -> Result<Plan, PlanError> {
         explain(plan, kernel.preempts_programs());
     }
     for plan in &events {
-        let essential = matches!(plan.event, Event::MmapLock | Event::KernelFault | Event::TaskLife);
+        let essential =
+            matches!(plan.event, Event::MmapLock | Event::KernelFault | Event::TaskLife | Event::UserAccess);
         let forced_away = plan.event == Event::MmapLock && wish.force.is_some() && plan.attach != wish.force;
         if essential && (plan.attach.is_none() || forced_away) {
             let reasons: Vec<String> = plan
@@ -163,6 +170,15 @@ fn check(kernel: &dyn KernelView, wish: &Wish, probe: &Probe) -> Result<(), Stri
                 return Err(format!("BTF describes no function {target}"));
             }
         }
+        ProgramType::Breakpoint => {
+            // arch/x86/kernel/hw_breakpoint.c, `arch_build_bp_info`: without kprobes everything is on their blacklist.
+            if !kernel.has_kprobes() {
+                return Err("a kernel built without kprobes takes no breakpoint in its own code".to_owned());
+            }
+            if !kernel.has_symbol(target) {
+                return Err(format!("this kernel has no function {target}"));
+            }
+        }
         ProgramType::BtfTracepoint | ProgramType::RawTracepoint => {
             if kernel.tracepoint_args(target).is_none() {
                 return Err(format!("this kernel has no tracepoint {target}"));
@@ -207,6 +223,7 @@ fn explain(plan: &mut EventPlan, preempts_programs: bool) {
         }
         Event::FaultKind if plan.attach.is_none() => Some("whether a faulting access was a read or a write"),
         Event::FaultVma if plan.attach.is_none() => Some("the VMA that a faulting address lies in"),
+        Event::UserBoundary if plan.attach.is_none() => Some("locks that a task takes along to user mode"),
         Event::PageFault if plan.attach.is_none() => Some("page faults"),
         Event::PageFault if tracepoints => {
             Some("the latency and the result of page faults, and faults taken by get_user_pages")

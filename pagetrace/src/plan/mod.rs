@@ -3,11 +3,13 @@
 //! A [`Plan`] says for every logical event what gets attached, what was passed over and why, and what therefore
 //! stays unseen. It attaches nothing.
 
+mod access;
 mod choose;
 mod ways;
 
 use serde::{Deserialize, Serialize};
 
+pub use access::is_user_access;
 pub use choose::{PlanError, Refusal, Wish, plan};
 
 /// What a kernel offers, as far as planning asks.
@@ -18,6 +20,10 @@ pub trait KernelView {
     fn has_btf_function(&self, name: &str) -> bool;
     /// Arguments of a tracepoint as BTF tells, without the leading context; `None` when there is no such tracepoint.
     fn tracepoint_args(&self, name: &str) -> Option<usize>;
+    /// Whether the kernel keeps kprobes out of this function.
+    fn forbids_kprobe(&self, name: &str) -> bool;
+    /// Whether the processor has this ability, as /proc/cpuinfo calls it.
+    fn cpu_has(&self, flag: &str) -> bool;
     /// Whether the kernel was built with kprobes.
     fn has_kprobes(&self) -> bool;
     /// Whether a task can be preempted inside an fentry program. Another task that comes to the same program on that
@@ -40,6 +46,9 @@ pub enum Attach {
     Tracepoint,
     /// Raw tracepoints.
     RawTracepoint,
+    /// The processor's breakpoints. Few, so never for what can be had otherwise.
+    #[value(skip)]
+    Breakpoint,
 }
 
 impl Attach {
@@ -50,6 +59,7 @@ impl Attach {
             Self::Fentry => "fentry",
             Self::Tracepoint => "tracepoint",
             Self::RawTracepoint => "raw-tracepoint",
+            Self::Breakpoint => "breakpoint",
         }
     }
 }
@@ -70,6 +80,10 @@ pub enum Event {
     PageFault,
     /// Page walks, with range and duration.
     PageWalk,
+    /// Functions that access user memory, entered; of the strict check.
+    UserAccess,
+    /// System calls begin and end; of the strict check.
+    UserBoundary,
     /// Fork, exec and the end of tasks.
     TaskLife,
 }
@@ -84,6 +98,8 @@ impl Event {
             Self::FaultVma => "fault-vma",
             Self::PageFault => "page-fault",
             Self::PageWalk => "page-walk",
+            Self::UserAccess => "user-access",
+            Self::UserBoundary => "user-boundary",
             Self::TaskLife => "task-life",
         }
     }
@@ -105,6 +121,8 @@ pub enum ProgramType {
     BtfTracepoint,
     /// Raw tracepoint.
     RawTracepoint,
+    /// Instruction breakpoint.
+    Breakpoint,
 }
 
 impl ProgramType {
@@ -115,6 +133,7 @@ impl ProgramType {
             Self::Fentry | Self::Fexit => Attach::Fentry,
             Self::BtfTracepoint => Attach::Tracepoint,
             Self::RawTracepoint => Attach::RawTracepoint,
+            Self::Breakpoint => Attach::Breakpoint,
         }
     }
 
@@ -127,6 +146,7 @@ impl ProgramType {
             Self::Fexit => "fx_",
             Self::BtfTracepoint => "tb_",
             Self::RawTracepoint => "tr_",
+            Self::Breakpoint => "bp_",
         }
     }
 }
@@ -135,6 +155,9 @@ impl ProgramType {
 /// and an access is judged only when locks are seen. Detaching goes the other way round.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Stage {
+    /// User accesses are seen. First, though nothing can come of them yet: only trying shows what the kernel takes here,
+    /// and the rest of the plan waits for that.
+    UserAccess,
     /// Tasks are followed.
     #[default]
     TaskLife,

@@ -32,6 +32,8 @@ struct Fake {
     symbols: Vec<&'static str>,
     btf: Vec<&'static str>,
     tracepoints: HashMap<&'static str, usize>,
+    forbidden: Vec<&'static str>,
+    cpu: &'static str,
     kprobes: bool,
     preempts: bool,
     own_ops: bool,
@@ -46,6 +48,12 @@ impl KernelView for Fake {
     }
     fn tracepoint_args(&self, name: &str) -> Option<usize> {
         self.tracepoints.get(name).copied()
+    }
+    fn forbids_kprobe(&self, name: &str) -> bool {
+        self.forbidden.contains(&name)
+    }
+    fn cpu_has(&self, flag: &str) -> bool {
+        self.cpu.split(' ').any(|known| known == flag)
     }
     fn has_kprobes(&self) -> bool {
         self.kprobes
@@ -89,6 +97,8 @@ fn v5_10() -> Fake {
             ("sched_process_exec", 3),
             ("sched_process_free", 1),
         ]),
+        forbidden: Vec::new(),
+        cpu: "fpu erms",
         kprobes: true,
         preempts: false,
         own_ops: false,
@@ -364,7 +374,7 @@ fn every_way_is_attached_so_that_nothing_seen_beginning_goes_on_unseen() {
     for kernel in [v5_10(), v6_1(), v6_18().add(&LOCKDEP), v7_3()] {
         for force in [None, Some(Attach::Kprobe), Some(Attach::Fentry), Some(Attach::RawTracepoint)] {
             for trace in [false, true] {
-                let Ok(plan) = plan(&kernel, &Wish { force, trace, refused: Vec::new() }) else { continue };
+                let Ok(plan) = plan(&kernel, &Wish { force, trace, ..Wish::default() }) else { continue };
                 in_order(&plan);
             }
         }
@@ -409,4 +419,103 @@ fn in_order(plan: &Plan) {
         places(&|_| true).len(),
         probes.iter().map(|probe| (&probe.program, &probe.target)).collect::<std::collections::HashSet<_>>().len()
     );
+}
+
+const COPIES: [&str; 8] = [
+    "_copy_from_user",
+    "_copy_to_user",
+    "_copy_to_iter",
+    "_copy_from_iter",
+    "__get_user_4",
+    "__put_user_4",
+    "__get_user_8",
+    "clear_user",
+];
+
+fn strict(force: Option<Attach>) -> Wish {
+    Wish { force, strict: true, ..Wish::default() }
+}
+
+/// What has which kind of probe, in the order of attaching.
+fn watched(plan: &Plan, kind: ProgramType) -> Vec<&str> {
+    let event = plan.event(Event::UserAccess).unwrap();
+    event.probes.iter().filter(|probe| probe.kind == kind).map(|probe| probe.target.as_str()).collect()
+}
+
+/// The kernel takes no kprobe in what was built without ftrace.
+fn no_kprobe_in(names: &[&str]) -> Wish {
+    let refuse = |name: &&str| Refusal {
+        attach: Attach::Kprobe,
+        target: (*name).to_owned(),
+        why: "invalid".to_owned(),
+        whole_type: false,
+    };
+    Wish { refused: names.iter().map(refuse).collect(), ..strict(None) }
+}
+
+#[test]
+fn strict_puts_a_kprobe_on_every_copy_that_takes_one_whatever_shows_the_locks() {
+    let kernel = v6_12().add(&COPIES);
+    for force in [None, Some(Attach::Fentry), Some(Attach::Tracepoint)] {
+        let plan = of(&kernel, &strict(force));
+        let mut targets = watched(&plan, ProgramType::Kprobe);
+        targets.sort_unstable();
+        let mut all = COPIES;
+        all.sort_unstable();
+        assert_eq!(targets, all);
+        assert_eq!(plan.event(Event::UserAccess).unwrap().attach, Some(Attach::Kprobe));
+        assert!(plan.probes().iter().take(COPIES.len()).all(|probe| probe.stage == Stage::UserAccess));
+        assert!(plan.not_seen().iter().any(|sentence| sentence.contains("unsafe_get_user")));
+    }
+    assert!(of(&kernel, &wish(None)).event(Event::UserAccess).is_none());
+}
+
+#[test]
+fn breakpoints_go_to_the_loop_that_carries_all_copies_before_anything_else() {
+    let refused = no_kprobe_in(&COPIES[..7]);
+    let (old, new) = ("copy_user_enhanced_fast_string", "rep_movs_alternative");
+    for (name, cpu, expected) in [
+        (old, "erms", vec![old, "__get_user_4", "__put_user_4", "__get_user_8"]),
+        (new, "erms", vec![new, "__get_user_4", "__put_user_4", "__get_user_8"]),
+        (new, "erms fsrm", vec!["_copy_from_user", "_copy_to_user", "_copy_to_iter", "_copy_from_iter"]),
+        (old, "", vec!["_copy_from_user", "_copy_to_user", "_copy_to_iter", "_copy_from_iter"]),
+    ] {
+        let kernel = Fake { cpu, ..v6_12().add(&COPIES).add(&[name]) };
+        let mut refused = refused.clone();
+        refused.refused.extend(no_kprobe_in(&[name]).refused);
+        let plan = of(&kernel, &refused);
+        assert_eq!(watched(&plan, ProgramType::Breakpoint), expected, "{name} {cpu}");
+        assert_eq!(watched(&plan, ProgramType::Kprobe), ["clear_user"]);
+        assert_eq!(plan.event(Event::UserAccess).unwrap().attach, Some(Attach::Breakpoint));
+        let closed =
+            plan.not_seen().into_iter().find(|sentence| sentence.contains("four breakpoints")).unwrap_or_default();
+        // What a watched loop carries is seen, by whatever function it comes.
+        let by_loop = !expected[0].starts_with("_copy_");
+        for name in COPIES.iter().filter(|name| !expected.contains(name) && **name != "clear_user") {
+            assert_eq!(closed.contains(name), !(by_loop && name.starts_with("_copy_")), "{name}: {closed}");
+        }
+    }
+}
+
+#[test]
+fn a_kernel_that_takes_neither_cannot_be_checked_strictly_and_that_is_said() {
+    let kernel = v6_12().add(&COPIES);
+    let mut closed = no_kprobe_in(&COPIES);
+    closed.refused.push(Refusal {
+        attach: Attach::Breakpoint,
+        target: "_copy_from_user".to_owned(),
+        why: "no debug registers".to_owned(),
+        whole_type: true,
+    });
+    let without = Fake { kprobes: false, ..kernel.clone() };
+    for (kernel, wish, reason) in
+        [(&kernel, &closed, "no debug registers"), (&without, &strict(None), "built without kprobes")]
+    {
+        let PlanError::Blind { event, reasons } = plan(kernel, wish).unwrap_err();
+        assert_eq!(event, Event::UserAccess);
+        assert!(reasons.contains(reason), "{reasons}");
+        assert!(plan(kernel, &Wish::default()).is_ok(), "only the strict check needs it");
+    }
+    let forbidden = Fake { forbidden: COPIES.into(), ..v6_12().add(&COPIES) };
+    assert_eq!(watched(&of(&forbidden, &strict(None)), ProgramType::Kprobe), Vec::<&str>::new());
 }

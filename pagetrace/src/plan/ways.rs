@@ -49,7 +49,7 @@ pub(super) const WALKERS: [(&str, &[&str]); 8] = [
     ("walk_page_mapping", &["walk_page_mapping"]),
 ];
 
-fn probe(kind: ProgramType, stem: &str, target: &str, stage: Stage) -> Probe {
+pub(super) fn probe(kind: ProgramType, stem: &str, target: &str, stage: Stage) -> Probe {
     Probe { program: format!("{}{stem}", kind.prefix()), kind, target: target.to_owned(), stage }
 }
 
@@ -62,7 +62,7 @@ fn pair(attach: Attach, stem: &str, target: &str) -> Vec<Probe> {
     let (entry, exit) = match attach {
         Attach::Kprobe => (ProgramType::Kprobe, ProgramType::Kretprobe),
         Attach::Fentry => (ProgramType::Fentry, ProgramType::Fexit),
-        Attach::Tracepoint | Attach::RawTracepoint => return Vec::new(),
+        Attach::Tracepoint | Attach::RawTracepoint | Attach::Breakpoint => return Vec::new(),
     };
     vec![probe(entry, stem, target, Stage::Access), probe(exit, stem, target, Stage::Return)]
 }
@@ -71,7 +71,7 @@ fn tracepoint(attach: Attach) -> Option<ProgramType> {
     match attach {
         Attach::Tracepoint => Some(ProgramType::BtfTracepoint),
         Attach::RawTracepoint => Some(ProgramType::RawTracepoint),
-        Attach::Kprobe | Attach::Fentry => None,
+        Attach::Kprobe | Attach::Fentry | Attach::Breakpoint => None,
     }
 }
 
@@ -111,7 +111,7 @@ pub(super) fn ways(kernel: &dyn KernelView, event: Event, attach: Attach, trace:
         Event::MmapLock => match attach {
             Attach::Fentry => Some(lock_by_fentry(kernel, trace)),
             Attach::Kprobe => Some(lock_by_kprobe(kernel, trace)),
-            Attach::Tracepoint | Attach::RawTracepoint => {
+            Attach::Tracepoint | Attach::RawTracepoint | Attach::Breakpoint => {
                 tracepoint(attach).map(|kind| lock_by_tracepoint(kernel, kind, trace))
             }
         },
@@ -130,6 +130,9 @@ pub(super) fn ways(kernel: &dyn KernelView, event: Event, attach: Attach, trace:
                 WALKERS.iter().flat_map(|(stem, names)| pair(attach, stem, names.first().unwrap_or(stem))).collect();
             (!probes.is_empty()).then_some(probes)
         }
+        Event::UserBoundary => tp(&["sys_enter", "sys_exit"], Stage::Access),
+        // Each function is asked about by itself, in `access`.
+        Event::UserAccess => None,
         Event::TaskLife => tp(&["sched_process_fork", "sched_process_exec", "sched_process_free"], Stage::TaskLife),
     }
 }

@@ -41,6 +41,9 @@ pub fn run(tool: &Tool, host: bool, fixtures: Fixtures, tally: &mut Tally) {
     tally.case("caller/not-root", || not_root(tool));
     tally.case("caller/sigint", || sigint(tool));
     tally.case("loss/tiny-ring", || tiny_ring(tool, fixtures));
+    if fixtures.bpf {
+        tally.case("loss/storm", || storm(tool, if host { 100_000 } else { 5_000 }));
+    }
     if host {
         // Other tracers come and go on an ordinary machine.
         tally.skip("kernel/sigkill", "only a test VM is quiet enough to say whose BPF programs are whose");
@@ -202,4 +205,21 @@ fn sigkill(tool: &Tool) -> Result<()> {
         ensure!(since.elapsed() < Duration::from_secs(20), "BPF programs {left:?} are still loaded");
         thread::sleep(Duration::from_millis(200));
     }
+}
+
+/// The same violation very often, and a ring with room for two records: one finding that has counted every one.
+fn storm(tool: &Tool, count: u64) -> Result<()> {
+    let ended = tool.run(tool.check(&["--ring-bytes", "4096"], &["uprobe-storm", &count.to_string()]))?;
+    ensure!(ended.log.contains("uprobe-storm: ok"), "not exercised: {}", tail(&ended.log));
+    code(&ended, 1)?;
+    let report = report::parse(&ended.stdout)?;
+    let findings = report::list(&report["findings"]);
+    ensure!(findings.len() == 1, "{} findings", findings.len());
+    ensure!(findings[0]["count"] == count, "it was seen {} times, not {count}", findings[0]["count"]);
+    let (first, last) = (findings[0]["first_seen_ns"].as_u64(), findings[0]["last_seen_ns"].as_u64());
+    ensure!(first < last, "first seen at {first:?}, last at {last:?}");
+    for name in ["ring_full", "violation_lost", "seen_map_full"] {
+        ensure!(report["loss"][name] == 0, "{name} is {}", report["loss"][name]);
+    }
+    Ok(())
 }

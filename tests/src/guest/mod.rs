@@ -10,6 +10,7 @@ pub mod manners;
 pub mod provoke;
 pub mod record;
 pub mod report;
+pub mod strict;
 pub mod swap;
 pub mod targets;
 pub mod tool;
@@ -32,16 +33,21 @@ const MODULE: &str = "PAGETRACE_FIXTURE_KMOD";
 /// The suite; takes `--host` for a machine that is not a test VM.
 #[must_use]
 pub fn main() -> ExitCode {
-    let host = match env::args().skip(1).collect::<Vec<_>>().as_slice() {
-        [] => false,
-        [flag] if flag == "--host" => true,
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let (host, only) = match words.as_slice() {
+        [] => (false, None),
+        ["--host"] => (true, None),
+        ["--only", part] => (false, Some(*part)),
         _ => {
-            eprintln!("usage: pagetrace-guest-suite [--host]");
+            eprintln!(
+                "usage: pagetrace-guest-suite [--host | --only kprobe|fentry|tracepoint|raw-tracepoint|strict|manners|targets|hang]"
+            );
             return ExitCode::from(2);
         }
     };
     let mut tally = Tally::default();
-    if let Err(error) = run(host, &mut tally) {
+    if let Err(error) = run(host, only, &mut tally) {
         tally.case("suite", || Err(error));
     }
     println!("{} passed, {} failed", tally.passed, tally.failed);
@@ -105,12 +111,16 @@ impl Fixtures {
         Ok([&["all-violating"], self.word()?].concat())
     }
 
+    fn latent(self) -> bool {
+        self.module
+    }
+
     fn clean(self) -> Result<Vec<&'static str>> {
         Ok([&["all-clean"], self.word()?].concat())
     }
 }
 
-fn run(host: bool, tally: &mut Tally) -> Result<()> {
+fn run(host: bool, only: Option<&str>, tally: &mut Tally) -> Result<()> {
     let tool = Tool::find()?;
     if !host
         && !Device::exists()
@@ -135,7 +145,8 @@ fn run(host: bool, tally: &mut Tally) -> Result<()> {
     // close it, which only trying shows.
     let fentry = if host { tool.may_attach("fentry") } else { knows("lock_mm_and_find_vma") };
     let ways = [("kprobe", kprobes), ("fentry", fentry), ("tracepoint", tracepoints), ("raw-tracepoint", tracepoints)];
-    for (attach, has) in ways {
+    let wanted = |part: &str| only.is_none_or(|only| only == part);
+    for (attach, has) in ways.into_iter().filter(|(attach, _)| wanted(attach)) {
         if has {
             let live = violating(&tool, attach, fixtures, tally);
             tally.case(&format!("{attach}/clean"), || clean(&tool, attach, fixtures));
@@ -144,19 +155,24 @@ fn run(host: bool, tally: &mut Tally) -> Result<()> {
             tally.skip(attach, "this kernel does not show the lock that way, or too slowly to test");
         }
     }
-    manners::run(&tool, host, fixtures, tally);
-    if host {
+    if wanted("strict") {
+        strict::run(&tool, kprobes, fentry, fixtures, tally);
+    }
+    if wanted("manners") {
+        manners::run(&tool, host, fixtures, tally);
+    }
+    if host && wanted("provoke") {
         tally.skip("provoke", "anonymous pages leave only for swap, and this machine's is not the suite's to set up");
-    } else {
+    } else if wanted("provoke") {
         provoke::run(&tool, fixtures, tally);
     }
-    if fixtures.bpf {
+    if fixtures.bpf && wanted("targets") {
         targets::run(&tool, host, tally);
-    } else {
+    } else if wanted("targets") {
         tally.skip("target", "what violates the rule there is a BPF fixture");
     }
     // Last: on 5.10 nothing ends the task, and it stays until the machine goes down.
-    if fixtures.module {
+    if fixtures.module && wanted("hang") {
         for expected in expect::HANGING {
             tally.case(&format!("hang/{}", expected.case), || hang(&tool, &[], "0", expected).map(drop));
             // What pushes pages out is at it by then and may get stuck with the task; the check must not.

@@ -13,6 +13,9 @@ impl Stacks for Fake {
     fn is_fault_entry(&self, address: u64) -> bool {
         address == 0xfa17
     }
+    fn is_user_access(&self, address: u64) -> bool {
+        (ENTRY..ENTRY + 0x200).contains(&address)
+    }
     fn function(&self, address: u64) -> Option<u64> {
         // Functions of 256 bytes; nothing is known of what lies high.
         (address < 0xffff_0000).then_some(address & !0xff)
@@ -20,6 +23,8 @@ impl Stacks for Fake {
 }
 
 const OWN: u64 = 0xa000;
+/// Two functions that access user memory, one behind the other.
+const ENTRY: u64 = 0xe000;
 const OTHER: u64 = 0xb000;
 
 fn lock(mm: u64, flags: u32) -> Held {
@@ -223,4 +228,75 @@ fn what_is_known_of_a_lock_is_told() {
     assert_eq!((lock.held_ns, lock.writer_queued, lock.trylock, lock.downgraded), (50, Some(true), true, true));
     assert_eq!(lock.stack, [0x1003]);
     assert_eq!(correlator.findings()[0].access.write, None);
+}
+
+/// An access seen at the entry of `ENTRY`, called from 0x900.
+fn latent(at: u64) -> Violation {
+    let mut record = violation(&[lock(OWN, held::READ)]);
+    record.flags = violation::LATENT | violation::ERROR_KNOWN;
+    record.ip = at;
+    record.stack = [0; 64];
+    record.stack[..3].copy_from_slice(&[at, 0x900, 0x800]);
+    record.stack_len = 24;
+    record
+}
+
+/// The same access, faulting in the inner function.
+fn faulting() -> Violation {
+    let mut record = violation(&[lock(OWN, held::READ)]);
+    record.ip = ENTRY + 0x130;
+    record.stack[..6].copy_from_slice(&[0x51, 0xfa17, ENTRY + 0x130, ENTRY + 0x20, 0x900, 0x800]);
+    record.stack_len = 48;
+    record
+}
+
+fn each(records: Vec<Violation>) -> (Correlator, Vec<Outcome>) {
+    let mut correlator = Correlator::default();
+    let take = |record| correlator.take(&Record::Violation(Box::new(record)), &Fake);
+    let outcomes = records.into_iter().map(take).collect();
+    (correlator, outcomes)
+}
+
+#[test]
+fn an_access_that_did_not_fault_is_latent_and_one_finding_however_many_functions_it_passes_through() {
+    let mut inner = latent(ENTRY + 0x101);
+    inner.stack[..4].copy_from_slice(&[ENTRY + 0x101, ENTRY + 0x20, 0x900, 0x800]);
+    inner.stack_len = 32;
+    let (correlator, outcomes) = each(vec![latent(ENTRY + 1), inner, latent(ENTRY + 1), inner]);
+    assert_eq!(outcomes, [Outcome::New(0), Outcome::Again(0), Outcome::Again(0), Outcome::Again(0)]);
+    let [finding] = correlator.findings() else { panic!("one finding") };
+    assert_eq!((finding.class, finding.severity, finding.count), (Class::UaccessUnderLock, Severity::Latent, 2));
+    assert_eq!(finding.access.write, Some(false));
+}
+
+#[test]
+fn a_fault_of_the_same_access_takes_the_latent_finding_over_and_keeps_it() {
+    let (correlator, outcomes) = each(vec![latent(ENTRY + 1), faulting(), latent(ENTRY + 1), faulting()]);
+    assert_eq!(outcomes, [Outcome::New(0), Outcome::Worse(0), Outcome::Again(0), Outcome::Again(0)]);
+    let [finding] = correlator.findings() else { panic!("one finding") };
+    assert_eq!((finding.class, finding.severity, finding.count), (Class::FaultUnderLock, Severity::RecursiveRead, 2));
+    let (correlator, _) = each(vec![faulting(), latent(ENTRY + 1)]);
+    assert_eq!(correlator.findings().len(), 1, "whichever comes first");
+    let mut elsewhere = latent(ENTRY + 1);
+    elsewhere.stack[1] = 0x700;
+    let (correlator, _) = each(vec![faulting(), elsewhere]);
+    assert_eq!(correlator.findings().len(), 2, "another caller is another finding");
+}
+
+#[test]
+fn what_the_kernel_only_counted_is_added_once() {
+    let (mut correlator, _) = each(vec![violation(&[lock(OWN, held::READ)])]);
+    let repeat = |count, last| Repeat { task: 1, first: 150, count, last };
+    correlator.again(&repeat(5, 400));
+    correlator.again(&repeat(5, 400));
+    correlator.again(&repeat(7, 500));
+    correlator.again(&Repeat { task: 2, ..repeat(9, 600) });
+    let finding = &correlator.findings()[0];
+    assert_eq!((finding.count, finding.seen), (8, (150, 500)));
+    let (mut correlator, _) = each(vec![violation(&[lock(OWN, held::READ | held::GIVEN_AWAY)])]);
+    correlator.again(&repeat(3, 400));
+    assert_eq!(correlator.uncertain, 4, "each of them is as uncertain as the first");
+    let (mut correlator, _) = each(vec![latent(ENTRY + 1), faulting()]);
+    correlator.again(&repeat(3, 400));
+    assert_eq!(correlator.findings()[0].class, Class::FaultUnderLock);
 }

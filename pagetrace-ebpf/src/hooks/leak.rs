@@ -1,0 +1,127 @@
+//! Locks that a task leaves behind: it ends with one, or goes back to user mode with one.
+//!
+//! The lock word has the last say, and a lock that somebody else may have released for the task is no leak. A task's
+//! end is taken from the moment its memory is freed: files are closed, and locks with them, long after it began to exit.
+
+use aya_ebpf::EbpfContext;
+use pagetrace_ebpf::wire::{
+    counter,
+    fault::{Violation, violation},
+    kind,
+    lock::{Held, MAX_HELD, held},
+    setting,
+};
+
+use super::{
+    lock::given_away,
+    violation::{Access, OWNER_FLAGS, READER_SHIFT, WRITER_LOCKED, emit, sem_word},
+};
+use crate::{
+    kernel::{current_mm, describe_mm, member, owner_task},
+    state::{RECORDS, Slot, Task, count, fill_header, holds, slot, state_of, task},
+    target,
+};
+
+/// A system call begins or ends: nothing may be held.
+#[inline(always)]
+pub(crate) fn on_user_boundary(ctx: &impl EbpfContext) {
+    let Some(task) = task() else { return };
+    if !holds(task) {
+        return;
+    }
+    let access = Access { mm: current_mm(), address: 0, ip: 0, error: 0, flags: violation::LEAKED, own_readers: 0 };
+    emit(ctx, task, &access);
+}
+
+/// Whether the freed task still holds what `slot` says, by the lock word.
+#[inline(always)]
+fn left_behind(slot: &Slot, holder: u64) -> bool {
+    if slot.flags & (held::TENTATIVE | held::UNSURE) != 0 || given_away(slot.mm, slot.since) {
+        return false;
+    }
+    // The memory of an address space that is gone can be another's by now: its owner is younger then.
+    let Some((owner, _)) = owner_task(slot.mm) else { return false };
+    if !member::<u64>(owner, setting::TASK_START).is_some_and(|start| start <= slot.since) {
+        return false;
+    }
+    let Some(word) = sem_word(slot.mm, setting::SEM_COUNT) else { return false };
+    // For a reader too: the word names the last one to come. Others who read meanwhile hide a leak, but a release that
+    // was missed must not look like one because others read.
+    if sem_word(slot.mm, setting::SEM_OWNER).unwrap_or(0) & !OWNER_FLAGS != holder {
+        return false;
+    }
+    if slot.flags & held::WRITE != 0 {
+        return word & WRITER_LOCKED != 0;
+    }
+    word & WRITER_LOCKED == 0 && (word & (i64::MAX as u64)) >> READER_SHIFT != 0
+}
+
+/// The memory of a task is about to be freed.
+#[inline(always)]
+pub(crate) fn on_end(ended: u64) {
+    let Some(task) = state_of(ended) else { return };
+    if task.depth == 0 {
+        return;
+    }
+    let mut wanted = target::has(ended);
+    for index in (0..MAX_HELD as u32).rev() {
+        if index >= task.depth {
+            continue;
+        }
+        let copy = *slot(task, index);
+        if left_behind(&copy, ended) {
+            wanted |= target::owns(copy.mm);
+        } else {
+            count(counter::STALE_HOLD);
+            super::lock::remove(task, index);
+        }
+    }
+    if task.depth != 0 && wanted {
+        tell(task, ended);
+    }
+}
+
+#[inline(always)]
+fn tell(task: &mut Task, ended: u64) {
+    let Some(mut entry) = RECORDS.reserve::<Violation>(0) else {
+        count(counter::RING_FULL);
+        return count(counter::VIOLATION_LOST);
+    };
+    // SAFETY: every field is written below before the record is submitted.
+    let record = unsafe { &mut *entry.as_mut_ptr() };
+    fill_header(&mut record.header, kind::VIOLATION);
+    // Whoever is current only frees the memory.
+    record.header.task = ended;
+    record.header.tid = member(ended, setting::TASK_PID).unwrap_or(0);
+    record.header.tgid = member(ended, setting::TASK_TGID).unwrap_or(0);
+    record.header.comm = member(ended, setting::TASK_COMM).unwrap_or_default();
+    record.header.task_flags = member(ended, setting::TASK_FLAGS).unwrap_or(0);
+    describe_mm(0, &mut record.mm);
+    record.address = 0;
+    record.ip = 0;
+    record.error = 0;
+    record.flags = violation::LEAKED;
+    record.held_len = task.depth;
+    for index in 0..MAX_HELD as u32 {
+        let Some(out) = record.held.get_mut(index as usize) else { break };
+        let copy = if index < task.depth { *slot(task, index) } else { Slot { mm: 0, since: 0, flags: 0, stack: -1 } };
+        describe_hold(&copy, out);
+    }
+    record.stack_len = 0;
+    record.stack = [0; pagetrace_ebpf::wire::STACK_FRAMES];
+    entry.submit(0);
+}
+
+#[inline(always)]
+fn describe_hold(slot: &Slot, out: &mut Held) {
+    describe_mm(slot.mm, &mut out.owner);
+    out.since = slot.since;
+    out.flags = slot.flags;
+    out.stack_id = slot.stack;
+    out.count = 0;
+    out.sem_owner = 0;
+    if slot.mm != 0 {
+        out.count = sem_word(slot.mm, setting::SEM_COUNT).unwrap_or(0);
+        out.sem_owner = sem_word(slot.mm, setting::SEM_OWNER).unwrap_or(0);
+    }
+}

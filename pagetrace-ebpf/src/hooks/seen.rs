@@ -1,0 +1,118 @@
+//! Remembers which violations were told, so that a storm of the same one fills no ring: it only counts.
+//!
+//! What is not certain to be the same is told again: a stack that could not be kept, a map without room.
+
+use aya_ebpf::{
+    EbpfContext,
+    helpers::{bpf_get_current_pid_tgid, generated::bpf_get_stackid},
+    macros::map,
+    maps::{HashMap, StackTrace},
+};
+use pagetrace_ebpf::wire::{
+    counter,
+    lock::{MAX_HELD, held},
+    seen::{KEY_WORDS, VALUE_COUNT, VALUE_FIRST, VALUE_LAST, VALUE_WORDS},
+    setting,
+};
+
+use super::violation::{Access, sem_word};
+use crate::{
+    hooks::lock::given_away,
+    kernel::current,
+    state::{Task, count, now, slot},
+};
+
+/// Violations told so far.
+#[map]
+static SEEN: HashMap<[u64; KEY_WORDS], [u64; VALUE_WORDS]> = HashMap::with_max_entries(4096, 0);
+
+/// Stacks of accesses; only their ids are used.
+#[map]
+static ACCESS_STACKS: StackTrace = StackTrace::with_max_entries(1024, 0);
+
+/// `RWSEM_FLAG_WAITERS`, kernel/locking/rwsem.c.
+const WAITERS: u64 = 1 << 1;
+/// Marks in a key, above the bits of [`held`]: the lock is the accessed mm's; somebody waits for it.
+const OWN: u32 = 1 << 30;
+const QUEUED: u32 = 1 << 31;
+
+/// What tells this violation from others.
+pub(crate) struct Key {
+    words: [u64; KEY_WORDS],
+    /// Whether two violations with these words are certain to be the same.
+    certain: bool,
+}
+
+/// Id of the current kernel stack; negative when it could not be kept. Another stack in the same bucket is avoided by
+/// leaving innermost frames out, which the id's upper bits tell.
+#[inline(always)]
+fn access_stack(ctx: &impl EbpfContext) -> i64 {
+    let mut id = -1;
+    for skip in 0..3_u64 {
+        // SAFETY: the context is the one the program was called with, the map a stack map.
+        id = unsafe { bpf_get_stackid(ctx.as_ptr(), (&raw const ACCESS_STACKS).cast_mut().cast(), skip) } as i32;
+        if id >= 0 {
+            return i64::from(id) | (skip as i64) << 24;
+        }
+    }
+    i64::from(id)
+}
+
+/// Makes the key.
+#[inline(always)]
+pub(crate) fn key(ctx: &impl EbpfContext, task: &mut Task, access: &Access) -> Key {
+    let stack = access_stack(ctx);
+    let mut words = [0; KEY_WORDS];
+    let [who, mm, ip, id, kind, locks @ ..] = &mut words;
+    *who = current();
+    *mm = access.mm;
+    *ip = access.ip;
+    *id = bpf_get_current_pid_tgid() << 32 | stack as u32 as u64;
+    *kind = u64::from(access.flags) << 32 | u64::from(task.overflow != 0) << 8 | u64::from(task.depth);
+    for (index, word) in locks.iter_mut().enumerate() {
+        if index as u32 >= task.depth || index >= MAX_HELD {
+            continue;
+        }
+        let held = *slot(task, index as u32);
+        let mut flags = held.flags;
+        if held.mm == access.mm {
+            flags |= OWN;
+        }
+        if sem_word(held.mm, setting::SEM_COUNT).unwrap_or(0) & WAITERS != 0 {
+            flags |= QUEUED;
+        }
+        if given_away(held.mm, held.since) {
+            flags |= held::GIVEN_AWAY;
+        }
+        *word = u64::from(held.stack as u32) << 32 | u64::from(flags);
+    }
+    Key { words, certain: stack >= 0 }
+}
+
+/// Counts the violation when it was told before.
+#[inline(always)]
+pub(crate) fn again(key: &Key) -> bool {
+    if !key.certain {
+        return false;
+    }
+    let Some(value) = SEEN.get_ptr_mut(&key.words) else { return false };
+    // SAFETY: entries are never deleted, and the key names the current task: nobody else writes to this one.
+    let value = unsafe { &mut *value };
+    value[VALUE_COUNT] += 1;
+    value[VALUE_LAST] = now();
+    true
+}
+
+/// The violation was told by a record of this time.
+#[inline(always)]
+pub(crate) fn told(key: &Key, time: u64) {
+    if !key.certain {
+        return;
+    }
+    let mut value = [0; VALUE_WORDS];
+    value[VALUE_FIRST] = time;
+    value[VALUE_LAST] = time;
+    if SEEN.insert(&key.words, &value, 0).is_err() {
+        count(counter::SEEN_MAP_FULL);
+    }
+}

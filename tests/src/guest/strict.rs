@@ -1,0 +1,178 @@
+//! The strict check: user accesses under a lock that do not fault. It must find them, only it may, and whatever cannot
+//! sleep, or is no user access, must stay silent.
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+
+use super::{
+    Fixtures, Tally, exercised,
+    report::{self, comm, list, text},
+    tool::{Tool, tail},
+};
+use crate::fixture::cases::{self, CASES, Kind, OFFSET};
+
+/// How a latent case must be told: name, whether the access is a write, whose lock, how it is held.
+const LATENT: &[(&str, bool, &str, &str)] = &[
+    ("resident", false, "own", "read"),
+    ("pinned", false, "own", "read"),
+    ("latent-get", false, "own", "read"),
+    ("latent-put", true, "foreign", "read"),
+    ("latent-iter", true, "foreign", "write"),
+];
+
+/// Runs these cases.
+pub fn run(tool: &Tool, kprobes: bool, fentry: bool, fixtures: Fixtures, tally: &mut Tally) {
+    if !kprobes {
+        return tally.case("strict/cannot", || cannot(tool));
+    }
+    tally.case("strict/probes", || probes(tool));
+    for (attach, has) in [("kprobe", true), ("fentry", fentry)] {
+        if !has || !fixtures.latent() {
+            continue;
+        }
+        match latent(tool, attach) {
+            Ok(report) => {
+                for row in LATENT {
+                    tally.case(&format!("strict/{attach}/{}", row.0), || matches(&report, row));
+                }
+            }
+            Err(error) => tally.case(&format!("strict/{attach}/latent"), || Err(error)),
+        }
+    }
+    if fixtures.latent() {
+        for strict in [true, false] {
+            let name = if strict { "strict/leaks" } else { "leaks" };
+            tally.case(name, || leaks(tool, strict));
+        }
+        tally.case("strict/silent-without", || silent_without(tool));
+    }
+    tally.case("strict/clean", || clean(tool, fixtures));
+    tally.case("strict/faults-are-faults", || faults(tool, fixtures));
+}
+
+/// Without kprobes nothing shows user accesses, and that must be said.
+fn cannot(tool: &Tool) -> Result<()> {
+    let ended = tool.run(tool.check(&["--strict"], &["exit", "0"]))?;
+    ensure!(ended.status.code() == Some(3), "ended with {}, not 3: {}", ended.status, tail(&ended.stderr));
+    ensure!(ended.stderr.contains("user-access"), "the message does not say what is missing: {}", tail(&ended.stderr));
+    Ok(())
+}
+
+fn probes(tool: &Tool) -> Result<()> {
+    let output =
+        tool.command(&["probes", "--strict", "--format", "json"]).output().context("cannot start pagetrace")?;
+    let plan: Value = serde_json::from_slice(&output.stdout).context("the plan is not JSON")?;
+    let event = list(&plan["events"]).iter().find(|event| text(&event["event"]) == "user-access");
+    let event = event.context("the plan has no user-access")?;
+    let targets: Vec<_> = list(&event["probes"]).iter().map(|probe| text(&probe["target"])).collect();
+    // A loop that carries all copies, or the functions around it.
+    let bulk =
+        |name: &&str| name.starts_with("copy_user_") || name.starts_with("_copy_") || *name == "rep_movs_alternative";
+    ensure!(targets.iter().any(bulk), "no copies are seen: {targets:?}");
+    ensure!(plan["not_seen"].to_string().contains("unsafe_get_user"), "not_seen is {}", plan["not_seen"]);
+    Ok(())
+}
+
+fn latent(tool: &Tool, attach: &str) -> Result<Value> {
+    let ended = tool.run(tool.check(&["--strict", "--attach", attach], &["all-latent"]))?;
+    done(&ended.log)?;
+    let report = report::parse(&ended.stdout)?;
+    let loss = &report["loss"];
+    ensure!(ended.status.code() == Some(1), "ended with {}, not 1: {loss}: {}", ended.status, tail(&ended.stderr));
+    ensure!(loss["access_unknown"] == 0, "some could not be judged: {loss}");
+    let stranger =
+        list(&report["findings"]).iter().find(|it| !LATENT.iter().any(|row| comm(it) == cases::comm_of(row.0)));
+    ensure!(stranger.is_none(), "a finding that no case made: {}", stranger.map_or(&Value::Null, |it| &it["summary"]));
+    Ok(report)
+}
+
+fn done(log: &str) -> Result<()> {
+    for case in CASES.iter().filter(|case| case.kind == Kind::Latent) {
+        ensure!(log.contains(&format!("kmod {}: ok", case.name)), "case {} left no line: {}", case.name, tail(log));
+    }
+    Ok(())
+}
+
+fn matches(report: &Value, (case, write, relation, mode): &(&str, bool, &str, &str)) -> Result<()> {
+    let found: Vec<_> = list(&report["findings"]).iter().filter(|it| comm(it) == cases::comm_of(case)).collect();
+    let [finding] = found.as_slice() else { anyhow::bail!("{} findings", found.len()) };
+    ensure!(text(&finding["class"]) == "uaccess-under-lock", "the class is {}", finding["class"]);
+    ensure!(text(&finding["severity"]) == "latent", "the severity is {}", finding["severity"]);
+    ensure!(finding["count"] == 1, "one access was made, {} were counted", finding["count"]);
+    let (lock, access) = (&finding["locks"][0], &finding["fault"]);
+    ensure!(text(&lock["relation"]) == *relation, "the lock is {}", lock["relation"]);
+    ensure!(text(&lock["mode"]) == *mode, "the lock is held for {}", lock["mode"]);
+    ensure!(access["write"] == *write, "the access is a write: {}", access["write"]);
+    let page = cases::page_of(case).context("every case has a page")?;
+    ensure!(text(&access["address"]) == format!("{:#x}", page + OFFSET), "the address is {}", access["address"]);
+    let named = |stack: &Value| list(stack).iter().any(|frame| text(&frame["symbol"]).starts_with("ptf_"));
+    ensure!(named(&access["stack"]), "the access's stack does not name the case: {}", access["stack"]);
+    ensure!(named(&lock["stack"]), "the lock's stack does not name the case: {}", lock["stack"]);
+    ensure!(!text(&finding["advice"]).is_empty(), "there is no advice");
+    Ok(())
+}
+
+fn silent_without(tool: &Tool) -> Result<()> {
+    let ended = tool.run(tool.check(&["--attach", "kprobe"], &["all-latent"]))?;
+    done(&ended.log)?;
+    report::is_clean(&report::parse(&ended.stdout)?)
+}
+
+fn clean(tool: &Tool, fixtures: Fixtures) -> Result<()> {
+    let ended = tool.run(tool.check(&["--strict", "--attach", "kprobe"], &fixtures.clean()?))?;
+    exercised(&ended.log, fixtures, Kind::Clean)?;
+    report::is_clean(&report::parse(&ended.stdout)?)
+}
+
+/// An access that faulted is told once, by its fault.
+fn faults(tool: &Tool, fixtures: Fixtures) -> Result<()> {
+    let ended = tool.run(tool.check(&["--strict", "--attach", "kprobe"], &fixtures.violating()?))?;
+    exercised(&ended.log, fixtures, Kind::Violating)?;
+    let report = report::parse(&ended.stdout)?;
+    // A case that goes back to user space with the lock is told for that as well.
+    let is_fault = |finding: &Value| text(&finding["class"]) == "fault-under-lock";
+    let report = serde_json::json!({
+        "findings": list(&report["findings"]).iter().filter(|it| is_fault(it)).collect::<Vec<_>>()
+    });
+    for expected in fixtures.expected() {
+        report::matches(&report, expected, true).with_context(|| expected.case)?;
+    }
+    Ok(())
+}
+
+/// A lock left behind at the end of a task is found always; one taken to user mode, by a strict check.
+fn leaks(tool: &Tool, strict: bool) -> Result<()> {
+    let options: &[&str] = if strict { &["--strict", "--attach", "kprobe"] } else { &["--attach", "kprobe"] };
+    let ended = tool.run(tool.check(options, &["all-leaking"]))?;
+    for case in CASES.iter().filter(|case| case.kind == Kind::Leaking) {
+        ensure!(
+            ended.log.contains(&format!("kmod {}: ok", case.name)),
+            "{} left no line: {}",
+            case.name,
+            tail(&ended.log)
+        );
+    }
+    let report = report::parse(&ended.stdout)?;
+    let expected: &[&str] = if strict { &["leak-exit", "leak-return"] } else { &["leak-exit"] };
+    let of_class = |class: &str| {
+        let findings = list(&report["findings"]).iter();
+        findings.filter(|finding| text(&finding["class"]) == class).collect::<Vec<_>>()
+    };
+    let findings = of_class("lock-leak");
+    for case in expected {
+        let found: Vec<_> = findings.iter().filter(|it| comm(it) == cases::comm_of(case)).collect();
+        let [finding] = found.as_slice() else { anyhow::bail!("{case}: {} findings: {}", found.len(), report["loss"]) };
+        ensure!(text(&finding["severity"]) == "leak", "{case}: the severity is {}", finding["severity"]);
+        let lock = &finding["locks"][0];
+        ensure!(text(&lock["owner"]["comm"]) == "pagetrace-fixtu", "{case}: the lock is of {}", lock["owner"]);
+        let named = list(&lock["stack"]).iter().any(|frame| text(&frame["symbol"]).starts_with("ptf_leak"));
+        ensure!(named, "{case}: the lock's stack does not name it: {}", lock["stack"]);
+    }
+    ensure!(findings.len() == expected.len(), "{} findings, {} expected", findings.len(), expected.len());
+    // Whatever the task does until it gives the lock back, it does under the lock, and a strict check says so.
+    let others = list(&report["findings"]).len() - findings.len();
+    let latent = of_class("uaccess-under-lock");
+    let own = latent.iter().filter(|it| comm(it) == cases::comm_of("leak-return")).count();
+    ensure!(others == own && (strict || own == 0), "{others} other findings, {own} of them about the lock taken along");
+    Ok(())
+}
