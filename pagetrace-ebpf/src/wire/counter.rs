@@ -49,4 +49,16 @@ counters! {
     SEEN_MAP_FULL = 17, "seen_map_full";
     /// A copy under a lock of which it cannot be told whether it touches user memory, or whether it may sleep.
     ACCESS_UNKNOWN = 18, "access_unknown";
+    /// No room for the held locks of a task, for the lock order.
+    ORDER_TASK_MAP_FULL = 19, "order_task_map_full";
+    /// A task held more sleeping locks than there is room for, of classes that it did not hold already.
+    ORDER_HELD_OVERFLOW = 20, "order_held_overflow";
+    /// No room to remember an edge of the lock order: it was not told.
+    ORDER_EDGE_MAP_FULL = 21, "order_edge_map_full";
+    /// An edge of the lock order found no room in the ring buffer; it is told the next time.
+    ORDER_EDGE_LOST = 22, "order_edge_lost";
+    /// The return of a lock function was not seen: the lock was not tracked.
+    ORDER_RETURN_MISSED = 23, "order_return_missed";
+    /// A hold was over by the lock's own words although its release was not seen.
+    ORDER_STALE_HOLD = 24, "order_stale_hold";
 }

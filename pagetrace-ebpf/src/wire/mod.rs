@@ -7,6 +7,7 @@ mod codec;
 pub mod counter;
 pub mod fault;
 pub mod lock;
+pub mod order;
 pub mod seen;
 pub mod setting;
 pub mod stream;
@@ -43,6 +44,10 @@ pub mod kind {
     pub const MM: u32 = 20;
     /// [`super::stream::Words`].
     pub const WORDS: u32 = 21;
+    /// [`super::order::Edge`].
+    pub const EDGE: u32 = 32;
+    /// [`super::order::EdgeCount`].
+    pub const EDGE_COUNT: u32 = 33;
     /// [`super::unwind::Sample`]: for the loader alone, no event.
     pub const UNWIND_SAMPLE: u32 = 64;
 }

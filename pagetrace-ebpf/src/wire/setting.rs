@@ -18,7 +18,7 @@ macro_rules! settings {
 }
 
 /// Slots there are.
-pub const LEN: usize = 64;
+pub const LEN: usize = 96;
 
 settings! {
     /// `task_struct.mm`.
@@ -137,6 +137,44 @@ settings! {
     ITER_IOVEC,
     /// `ITER_UBUF`.
     ITER_UBUF,
+    /// 1: the order in which sleeping locks are taken is followed.
+    ORDER,
+    /// `mutex.owner`.
+    MUTEX_OWNER,
+    /// `inode.i_rwsem`.
+    INODE_RWSEM,
+    /// `inode.i_data`.
+    INODE_DATA,
+    /// `inode.i_sb`.
+    INODE_SB,
+    /// `inode.i_mode`.
+    INODE_MODE,
+    /// `address_space.host`.
+    MAPPING_HOST,
+    /// `address_space.invalidate_lock`, since 5.15.
+    MAPPING_INVALIDATE,
+    /// `address_space.i_mmap_rwsem`.
+    MAPPING_MMAP_RWSEM,
+    /// `super_block.s_type`.
+    SB_TYPE,
+    /// `file_system_type.name`.
+    FS_TYPE_NAME,
+    /// `kmem_cache.name`.
+    CACHE_NAME,
+    /// `kmem_cache.refcount`: above 1 the cache serves several types.
+    CACHE_REFCOUNT,
+    /// Where a page descriptor tells that it belongs to the slab allocator: a 32-bit word.
+    SLAB_TEST_AT,
+    /// Bits to shift that word by.
+    SLAB_TEST_SHIFT,
+    /// Bits that count then.
+    SLAB_TEST_MASK,
+    /// What they are for a slab.
+    SLAB_TEST_VALUE,
+    /// Start of the kernel's own code.
+    TEXT_START,
+    /// End of the kernel's own code.
+    TEXT_END,
 }
 
 /// Values of [`TARGET_MODE`].

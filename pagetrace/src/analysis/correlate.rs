@@ -32,6 +32,10 @@ pub trait Stacks {
     fn is_user_access(&self, address: u64) -> bool;
     /// Where the function begins that `address` lies in; `None` where no function is known.
     fn function(&self, address: u64) -> Option<u64>;
+    /// Whether `address` lies in a function of one of these names, with or without a compiler's suffix.
+    fn is_function(&self, _address: u64, _names: &[&str]) -> bool {
+        false
+    }
 }
 
 /// What tells findings apart: functions by where they begin. An address in no known function stands for itself.
@@ -416,15 +420,19 @@ fn stack_of(record: &Violation) -> Vec<u64> {
 }
 
 fn task_of(record: &Violation) -> TaskId {
+    task_of_header(&record.header)
+}
+
+pub(super) fn task_of_header(header: &Header) -> TaskId {
     TaskId {
-        pid: record.header.tgid,
-        tid: record.header.tid,
-        comm: name(&record.header.comm),
-        kernel_thread: record.header.task_flags & PF_KTHREAD != 0,
+        pid: header.tgid,
+        tid: header.tid,
+        comm: name(&header.comm),
+        kernel_thread: header.task_flags & PF_KTHREAD != 0,
     }
 }
 
-fn mm_id(owner: &MmOwner) -> MmId {
+pub(super) fn mm_id(owner: &MmOwner) -> MmId {
     MmId { address: owner.mm, owner: (owner.tgid != 0).then(|| (owner.tgid, name(&owner.comm))) }
 }
 

@@ -5,6 +5,7 @@ mod correlate;
 mod finding;
 mod latent;
 pub mod model;
+pub mod order;
 mod repeat;
 mod verdict;
 

@@ -12,7 +12,7 @@ use pagetrace_ebpf::wire::{
     fault::{Fault, Violation, Vma},
     kind,
     lock::{Hold, Wait},
-    stream,
+    order, stream,
     walk::Walk,
 };
 
@@ -43,6 +43,10 @@ pub enum Record {
     Mm(stream::Mm),
     /// Stream: the words of a lock that counts as held.
     Words(stream::Words),
+    /// An edge of the lock order.
+    Edge(Box<order::Edge>),
+    /// How often an edge of the lock order was seen.
+    EdgeCount(order::EdgeCount),
     /// A kind that this program does not know, or a record that ends too early.
     Unknown {
         /// The kind, when there were enough bytes to tell.
@@ -67,6 +71,8 @@ impl Record {
             Some(kind::HANDLER) => stream::Handler::decode(bytes).map(Self::Handler),
             Some(kind::TASK) => stream::Task::decode(bytes).map(Self::Task),
             Some(kind::MM) => stream::Mm::decode(bytes).map(Self::Mm),
+            Some(kind::EDGE) => order::Edge::decode(bytes).map(|edge| Self::Edge(Box::new(edge))),
+            Some(kind::EDGE_COUNT) => order::EdgeCount::decode(bytes).map(Self::EdgeCount),
             Some(kind::WORDS) => stream::Words::decode(bytes).map(Self::Words),
             _ => None,
         }
