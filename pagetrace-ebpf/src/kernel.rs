@@ -139,37 +139,73 @@ pub(crate) fn mm_of_lock(sem: u64) -> Option<u64> {
     in_mm_cache(mm).then_some(mm)
 }
 
-/// Whether `mm` is the start of an object of the `mm_struct` slab cache (mm/slab.h, `virt_to_slab`).
+/// Bases and sizes, read once.
 #[inline(always)]
-fn in_mm_cache(mm: u64) -> bool {
-    let Some(mm) = as_number(mm) else { return false };
-    let Some(layout) = SLAB_LAYOUT.get_ptr_mut(0) else { return false };
+fn layout() -> Option<&'static SlabLayout> {
+    let layout = SLAB_LAYOUT.get_ptr_mut(0)?;
     // SAFETY: an array map's entry 0 always exists; writers race only to store the same values.
     let layout = unsafe { &mut *layout };
-    if layout.size == 0 && !fill(layout) {
-        return false;
-    }
-    if mm < layout.page_offset || mm >= layout.vmemmap {
-        return false;
+    if layout.size == 0 && !fill(layout) { None } else { Some(layout) }
+}
+
+/// The descriptor of the first page of whatever `address` of the direct map lies in (mm/slab.h, `virt_to_slab`); 0 outside.
+#[inline(always)]
+fn page_head(layout: &SlabLayout, address: u64) -> u64 {
+    if address < layout.page_offset || address >= layout.vmemmap {
+        return 0;
     }
     let page_size = setting(setting::PAGE_SIZE_OF);
-    let page = layout.vmemmap.wrapping_add(((mm - layout.page_offset) >> 12).wrapping_mul(page_size));
-    let Some(word) = member::<u64>(page, setting::PAGE_HEAD) else { return false };
-    let head = match word & 1 {
+    let page = layout.vmemmap.wrapping_add(((address - layout.page_offset) >> 12).wrapping_mul(page_size));
+    let Some(word) = member::<u64>(page, setting::PAGE_HEAD) else { return 0 };
+    match word & 1 {
         0 => page,
         // A mask has all upper bits set, which no pointer into the page descriptors has.
         _ if setting(setting::PAGE_HEAD_IS_MASK) == 1 && word >> 32 == 0xffff_ffff => page & word,
         _ => word - 1,
-    };
-    if member::<u64>(head, setting::SLAB_CACHE) != Some(layout.cache) {
+    }
+}
+
+/// The address of the page that a descriptor is about.
+#[inline(always)]
+fn page_address(layout: &SlabLayout, page: u64) -> u64 {
+    // A plain division could panic, and the verifier refuses the call to a function that never returns.
+    let index = page.wrapping_sub(layout.vmemmap).checked_div(setting(setting::PAGE_SIZE_OF)).unwrap_or(0);
+    layout.page_offset.wrapping_add(index << 12)
+}
+
+/// Whether `mm` is the start of an object of the `mm_struct` slab cache.
+#[inline(always)]
+fn in_mm_cache(mm: u64) -> bool {
+    let Some(mm) = as_number(mm) else { return false };
+    let Some(layout) = layout() else { return false };
+    let head = page_head(layout, mm);
+    if head == 0 || member::<u64>(head, setting::SLAB_CACHE) != Some(layout.cache) {
         return false;
     }
-    // A plain division could panic, and the verifier refuses the call to a function that never returns.
-    let Some(index) = head.wrapping_sub(layout.vmemmap).checked_div(page_size) else { return false };
-    let base = layout.page_offset.wrapping_add(index << 12);
     // mm_struct embeds another rw_semaphore (context.ldt_usr_sem): only the one at the object's start plus the
     // offset of mmap_lock counts.
-    mm.wrapping_sub(base).checked_rem(layout.size) == Some(0)
+    mm.wrapping_sub(page_address(layout, head)).checked_rem(layout.size) == Some(0)
+}
+
+/// The slab cache that the object at `address` comes from, and the offset in the object.
+#[inline(always)]
+pub(crate) fn slab_object(address: u64) -> Option<(u64, u64)> {
+    if setting(setting::MM_CACHE) == setting::NONE || setting(setting::SLAB_TEST_AT) == setting::NONE {
+        return None;
+    }
+    let layout = layout()?;
+    let head = page_head(layout, address);
+    if head == 0 {
+        return None;
+    }
+    let word = u64::from(member::<u32>(head, setting::SLAB_TEST_AT)?);
+    if word >> setting(setting::SLAB_TEST_SHIFT) & setting(setting::SLAB_TEST_MASK) != setting(setting::SLAB_TEST_VALUE)
+    {
+        return None;
+    }
+    let cache = member::<u64>(head, setting::SLAB_CACHE)?;
+    let size = u64::from(member::<u32>(cache, setting::CACHE_SIZE)?);
+    Some((cache, address.wrapping_sub(page_address(layout, head)).checked_rem(size)?))
 }
 
 /// The same value, of which the verifier does not know any more that it is a pointer: an fentry argument is typed,

@@ -140,6 +140,18 @@ impl Symbolizer {
         found
     }
 
+    /// The variable at an address, or the nearest before it.
+    pub fn variable(&self, address: u64) -> Option<Symbol> {
+        if address == 0 {
+            return None;
+        }
+        if let Some(learnt) = &self.learnt {
+            return learnt.get(&address).cloned();
+        }
+        let found = self.symbols.as_ref()?.variable(address)?;
+        Some(Symbol { name: found.name.to_owned(), offset: found.offset, module: found.module.map(str::to_owned) })
+    }
+
     /// Frames of a stack, without the tracing functions on top of it.
     pub fn frames(&self, stack: &[u64]) -> Vec<Frame> {
         let all: Vec<Frame> = stack.iter().map(|address| self.frame(*address)).collect();

@@ -11,8 +11,9 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use crate::{
-    build,
+    build, kmod,
     step::note,
+    test::assets,
     vm::{self, VmFile, VmResult, VmSpec, busybox, cpio, kernel},
     workspace,
 };
@@ -44,6 +45,9 @@ pub(crate) struct Options {
     /// Where the files go that the command leaves in /out.
     #[arg(long)]
     out: Option<PathBuf>,
+    /// Bring the fixtures along, and run this part of the suite instead of a command.
+    #[arg(long, value_name = "PART", conflicts_with = "command")]
+    suite: Option<String>,
     /// The command.
     #[arg(last = true)]
     command: Vec<OsString>,
@@ -62,6 +66,11 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     spec.files.extend(options.file.iter().cloned());
     spec.modules.clone_from(&options.module);
     spec.command.clone_from(&options.command);
+    if let Some(part) = &options.suite {
+        let module = kmod::build(&kernel.series, &kernel.release)?;
+        assets(&mut spec, &build::build_static()?, module.as_deref());
+        spec.command = ["/bin/pagetrace-guest-suite", "--only", part].map(OsString::from).to_vec();
+    }
     if spec.command.is_empty() {
         spec.command = ["sh", "-c", "uname -a; pagetrace --version"].map(OsString::from).to_vec();
     }

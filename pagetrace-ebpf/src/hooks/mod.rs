@@ -4,6 +4,7 @@ pub(crate) mod access;
 pub(crate) mod fault;
 pub(crate) mod leak;
 pub(crate) mod lock;
+pub(crate) mod order;
 mod seen;
 pub(crate) mod task;
 mod violation;

@@ -2,7 +2,7 @@
 
 use pagetrace_ebpf::wire::setting;
 
-use super::leak;
+use super::{leak, order};
 use crate::{
     kernel::{current_mm, know_mm, member, setting},
     state, stream, target,
@@ -40,5 +40,6 @@ pub(crate) fn on_free(task: u64) {
     }
     leak::on_end(task);
     state::forget(task);
+    order::on_free(task);
     target::on_free(task);
 }

@@ -4,4 +4,7 @@ mod access;
 mod fentry;
 mod iter;
 mod kprobe;
+mod order_fentry;
+mod order_kprobe;
+mod order_tracepoint;
 mod tracepoint;

@@ -175,6 +175,8 @@ settings! {
     TEXT_START,
     /// End of the kernel's own code.
     TEXT_END,
+    /// Where a function with a return probe returns to.
+    RETPROBE_RETURN,
 }
 
 /// Values of [`TARGET_MODE`].

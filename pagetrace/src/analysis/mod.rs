@@ -2,6 +2,7 @@
 
 mod compare;
 mod correlate;
+pub mod deadlock;
 mod finding;
 mod latent;
 pub mod model;

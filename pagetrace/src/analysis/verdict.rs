@@ -48,7 +48,7 @@ pub struct Inputs {
 /// Counters that can hide a violation, and how a person would say it. The others are told, but hide nothing: a
 /// full ring counts here only through the violations it swallowed, an unreadable stack leaves its finding standing,
 /// and a hold found stale was found.
-const HIDES: [(&str, &str); 9] = [
+const HIDES: [(&str, &str); 14] = [
     ("violation_lost", "violations found no room in the ring buffer: give it more with --ring-bytes"),
     ("task_map_full", "tasks could not be tracked, their map was full: give it more with --max-tasks"),
     ("fault_before_known", "tasks that held a lock before tracing began took a kernel-mode fault under it"),
@@ -60,6 +60,11 @@ const HIDES: [(&str, &str); 9] = [
         "access_unknown",
         "copies under a lock could not be told from copies within the kernel, or from ones that cannot sleep",
     ),
+    ("order_task_map_full", "tasks whose locks were to be followed found no room: give it more with --max-tasks"),
+    ("order_held_overflow", "tasks held more sleeping locks than are followed"),
+    ("order_edge_map_full", "edges of the lock order found no room and were not told"),
+    ("order_edge_lost", "edges of the lock order found no room in the ring buffer: give it more with --ring-bytes"),
+    ("order_return_missed", "returns of lock functions were missed, so locks were not followed"),
     ("recursion_misses", "the kernel skipped events because a program of this tracer was already running on that CPU"),
 ];
 

@@ -125,6 +125,10 @@ pub struct CheckArgs {
     /// Also find user accesses under a lock that do not fault: each may fault another time
     #[arg(long)]
     pub strict: bool,
+    /// Also find sleeping locks that are taken under mmap_lock in one place and around it in another: inversions that can
+    /// deadlock, without a deadlock
+    #[arg(long)]
+    pub order: bool,
 }
 
 /// `trace`.
@@ -156,6 +160,9 @@ pub struct RecordArgs {
     /// Stop when the file would get longer than this
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(MIN_LIMIT..))]
     pub max_bytes: Option<u64>,
+    /// Also record the order in which sleeping locks are taken, as `check --order` finds it
+    #[arg(long)]
+    pub order: bool,
     /// Form of the report, which goes to stdout
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
@@ -181,6 +188,9 @@ pub struct ProbesArgs {
     /// Include what `check --strict` attaches
     #[arg(long)]
     pub strict: bool,
+    /// Include what `check --order` attaches
+    #[arg(long)]
+    pub order: bool,
     /// Form of the plan
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 
 use super::{
     args::CheckArgs,
-    exit::{Exit, Unmet},
+    exit::{Exit, Misuse, Unmet},
     sink,
 };
 use crate::{
@@ -24,7 +24,7 @@ use crate::{
         workload::Ended,
     },
     output::{
-        Format,
+        Format, dot,
         report::{self, Command, Kernel, Report, ReportedFinding},
         text,
     },
@@ -111,6 +111,7 @@ pub(super) fn report(facts: &KernelFacts, spec_argv: &[std::ffi::OsString], outc
         skipped_by_program: outcomes.skipped_by_program,
         recording: None,
         provocation: outcomes.provocation,
+        order: outcomes.order,
     })
 }
 
@@ -132,7 +133,7 @@ pub(super) fn run(args: &CheckArgs) -> Result<Exit> {
     if provoke.is_some() {
         able()?;
     }
-    let spec = Spec { provoke, ..args.run.spec(Run { strict: args.strict, ..Run::default() }) };
+    let spec = Spec { provoke, ..args.run.spec(Run { strict: args.strict, order: args.order, ..Run::default() }) };
     let outcomes = drive(&facts, spec, &mut Quiet)?;
     let code = outcomes.command.and_then(|end| end.ended).and_then(Ended::code);
     let report = report(&facts, &args.run.target.argv, outcomes);
@@ -144,6 +145,10 @@ pub(super) fn run(args: &CheckArgs) -> Result<Exit> {
 pub(super) fn print(report: &Report, format: Format, out: &mut dyn io::Write, style: text::Style) -> Result<()> {
     let text = match format {
         Format::Text => text::render(report, style),
+        Format::Dot => match &report.order {
+            Some(order) => dot::render(order),
+            None => return Err(Misuse("there is no lock order to draw: it is followed with --order").into()),
+        },
         Format::Json => serde_json::to_string_pretty(report).context("cannot encode the report")? + "\n",
     };
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {

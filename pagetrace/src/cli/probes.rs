@@ -24,19 +24,23 @@ pub(super) fn run(args: &ProbesArgs) -> Result<Exit> {
     let run = Run {
         trace: true,
         strict: args.strict,
+        order: args.order,
         target_mode: pagetrace_ebpf::wire::setting::target::LISTED,
         ..Run::default()
     };
     let plan = if args.dry {
         let view = View::of(&facts).ok_or_else(|| Unmet("this kernel has no usable BTF".to_owned()))?;
-        plan(&view, &Wish { force: args.attach, trace: true, strict: args.strict, refused: Vec::new() })?
+        plan(
+            &view,
+            &Wish { force: args.attach, trace: true, strict: args.strict, order: args.order, refused: Vec::new() },
+        )?
     } else {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
         runtime.block_on(async { try_plan(&facts, &Spec { attach: args.attach, run, ..Spec::default() }) })?
     };
     let text = match args.format {
-        Format::Text => output::plan::render(&plan, &facts.features.release),
+        Format::Text | Format::Dot => output::plan::render(&plan, &facts.features.release),
         Format::Json => {
             let document = serde_json::json!({
                 "schema": "pagetrace.probes/1",

@@ -57,6 +57,7 @@ pub(super) fn run(args: &RecordArgs) -> Result<Exit> {
     let facts = facts()?;
     // A fraction of the ring: the reader has time until it is full, and is not woken for each record.
     let run = Run { trace: true, stream: Some(u64::from(args.tuning.ring_bytes / 8)), ..Run::default() };
+    let run = Run { order: args.order, ..run };
     let spec = args.spec(run);
     let argv = &args.target.argv;
     let words: Vec<String> = argv.iter().map(|word| word.to_string_lossy().escape_debug().to_string()).collect();
@@ -70,6 +71,7 @@ pub(super) fn run(args: &RecordArgs) -> Result<Exit> {
         },
         ring_bytes: args.tuning.ring_bytes,
         max_tasks: args.tuning.max_tasks,
+        order: args.order,
     };
     let tape = FileTape::new(&facts, about, file, args.max_bytes.unwrap_or(u64::MAX));
     let mut recorder = Recorder { quiet: Quiet, tape };

@@ -8,11 +8,15 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use pagetrace_ebpf::wire::setting;
 
 use super::{args::ReportArgs, check::print, exit::Exit, sink};
 use crate::{
     analysis::{CrossCheck, Disagreement, Inputs, Loss, Outcome, Stacks, model::Rules},
-    live::{prepare::is_fault_entry, workload::Ended},
+    live::{
+        prepare::{is_fault_entry, is_one_of},
+        workload::Ended,
+    },
     output::{
         gather::Gather,
         report::{Command, Damage, Kernel, Recording, Report, Run},
@@ -46,6 +50,9 @@ impl Stacks for Recorded<'_> {
     fn is_user_access(&self, address: u64) -> bool {
         self.names.name(address).is_some_and(is_user_access)
     }
+    fn is_function(&self, address: u64, names: &[&str]) -> bool {
+        self.names.name(address).is_some_and(|name| is_one_of(name, names))
+    }
     fn function(&self, address: u64) -> Option<u64> {
         let found = self.names.lookup(address)?;
         // As live: BPF programs come and go, and the nearest name may be another one's.
@@ -72,7 +79,8 @@ pub(super) fn read(path: &Path) -> Result<Read> {
     let header = reader.header().clone();
     let rules = Rules { confirm_by_lock: header.plan.confirms_by_lock(), attached_at: header.attached_at_ns };
     let mut check = CrossCheck::new(rules, header.recorder_pid);
-    let mut gather = Gather::default();
+    let ordered = header.settings.get(setting::NAMES[setting::ORDER]) == Some(&1);
+    let mut gather = Gather::with_fields(header.lock_fields.clone());
     let mut names = Symbolizer::recorded();
     let mut stacks: HashMap<i32, Vec<u64>> = HashMap::new();
     let mut counters: HashMap<String, u64> = HashMap::new();
@@ -84,6 +92,7 @@ pub(super) fn read(path: &Path) -> Result<Read> {
             Entry::Kernel(record) => {
                 check.take(&record);
                 let known = Recorded { stacks: &stacks, names: &names };
+                gather.take_order(&record, &known);
                 if let Outcome::New(index) | Outcome::Worse(index) = gather.take(&record, &known) {
                     gather.name(index, &mut names);
                 }
@@ -106,6 +115,8 @@ pub(super) fn read(path: &Path) -> Result<Read> {
         }
     }
     check.finish();
+    gather.name_edges(&mut names);
+    let lock_order = ordered.then(|| gather.order());
     let (correlator, findings) = gather.finish();
     let count = |name: &String| counters.get(name).copied().unwrap_or(0);
     let mut loss: Loss = order.iter().map(|name| (name.clone().into(), count(name))).collect();
@@ -137,6 +148,7 @@ pub(super) fn read(path: &Path) -> Result<Read> {
         loss_by_cpu,
         skipped_by_program: BTreeMap::new(),
         provocation: None,
+        order: lock_order,
         recording: Some(Recording {
             version: header.version,
             began_ns: header.clock.realtime_ns,

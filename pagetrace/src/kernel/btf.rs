@@ -12,6 +12,7 @@ mod raw;
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
+mod within;
 
 use std::{borrow::Cow, ops::Range};
 

@@ -10,6 +10,9 @@ mod tests;
 /// few ten KiB, while gaps between modules are pages to gigabytes.
 const MAX_FUNCTION: u64 = 1 << 20;
 
+/// Farther than this behind its symbol's start an address is in no variable that has a lock in it.
+const MAX_VARIABLE: u64 = 1 << 16;
+
 #[derive(Debug, Clone, Copy)]
 struct Symbol {
     address: u64,
@@ -157,6 +160,16 @@ impl Kallsyms {
     pub fn name_at(&self, address: u64) -> Option<&str> {
         let symbol = self.symbols.iter().find(|symbol| symbol.address == address)?;
         self.slice(symbol.name as usize, usize::from(symbol.name_len))
+    }
+
+    /// The variable that begins at `address`, or else the nearest before it. Looks at every symbol: keep the answer.
+    #[must_use]
+    pub fn variable(&self, address: u64) -> Option<Resolved<'_>> {
+        let data = |symbol: &&Symbol| matches!(symbol.kind.to_ascii_lowercase(), b'b' | b'd' | b'r' | b'v');
+        let before = |symbol: &&Symbol| symbol.address <= address && address - symbol.address < MAX_VARIABLE;
+        let symbol = self.symbols.iter().filter(data).filter(before).max_by_key(|symbol| symbol.address)?;
+        let name = self.slice(symbol.name as usize, usize::from(symbol.name_len))?;
+        Some(Resolved { name, offset: address - symbol.address, size: None, module: self.module(symbol) })
     }
 
     fn module(&self, symbol: &Symbol) -> Option<&str> {

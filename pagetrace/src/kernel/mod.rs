@@ -8,6 +8,7 @@ pub mod build_id;
 pub mod caps;
 pub mod features;
 pub mod kallsyms;
+pub mod locks;
 pub mod memlock;
 pub mod offsets;
 mod preflight;

@@ -11,7 +11,7 @@ use aya::{
     maps::{Array, HashMap, MapData, MapError, PerCpuArray, RingBuf, StackTraceMap},
     programs::{BtfTracePoint, FEntry, FExit, Iter, KProbe, PerfEvent, Program, ProgramError, RawTracePoint},
 };
-use pagetrace_ebpf::wire::{counter, kind, seen, setting, unwind};
+use pagetrace_ebpf::wire::{counter, kind, order, seen, setting, unwind};
 use tokio::io::unix::AsyncFd;
 
 use super::{breakpoint, readiness::readable, settings::Settings, shortcut::Learner};
@@ -71,6 +71,7 @@ pub struct Attached {
     stacks: StackTraceMap<MapData>,
     counters: PerCpuArray<MapData, u64>,
     seen: HashMap<MapData, [u64; seen::KEY_WORDS], [u64; seen::VALUE_WORDS]>,
+    edges: HashMap<MapData, [u64; order::KEY_WORDS], [u64; order::VALUE_WORDS]>,
     /// Each once, in the order of attaching.
     programs: Vec<String>,
     learner: Learner,
@@ -89,6 +90,15 @@ pub type ByCpu = (&'static str, Vec<u64>);
 pub trait StackTable {
     /// Addresses of a stored stack, innermost first; `None` when the id is none or the stack is gone.
     fn stack(&self, id: i32) -> Option<Vec<u64>>;
+}
+
+/// No stacks at all, for records that have none.
+pub struct NoStacks;
+
+impl StackTable for NoStacks {
+    fn stack(&self, _id: i32) -> Option<Vec<u64>> {
+        None
+    }
 }
 
 impl StackTable for StackTraceMap<MapData> {
@@ -122,6 +132,9 @@ pub fn attach(
     if settings.get(setting::MM_CACHE) != setting::NONE {
         loader.map_max_entries("KNOWN_MMS", 1);
     }
+    for (map, entries) in order_maps(settings, sizes) {
+        loader.map_max_entries(map, entries);
+    }
     if settings.get(setting::TARGET_MODE) == setting::target::ALL {
         loader.map_max_entries("TARGETS", 1);
     }
@@ -153,6 +166,7 @@ pub fn attach(
         counters: PerCpuArray::try_from(map(&mut bpf, "COUNTERS")?)?,
         attached_at: now,
         seen: HashMap::try_from(map(&mut bpf, "SEEN")?)?,
+        edges: HashMap::try_from(map(&mut bpf, "ORDER_EDGES")?)?,
         programs,
         learner: symbols.map(Learner::new).unwrap_or_default(),
         distances,
@@ -160,6 +174,14 @@ pub fn attach(
         breakpoints,
         bpf,
     })
+}
+
+/// Sizes of the lock order's maps: what is not wanted must cost no memory.
+fn order_maps(settings: &Settings, sizes: Sizes) -> Vec<(&'static str, u32)> {
+    match settings.get(setting::ORDER) {
+        1 => vec![("ORDER_TASKS", sizes.tasks)],
+        _ => ["ORDER_TASKS", "ORDER_EDGES", "ORDER_SITES", "ORDER_BORN"].map(|map| (map, 1)).into(),
+    }
 }
 
 /// Attaches in order. Functions that access user memory are many, and often closed: all of them are tried before the
@@ -363,6 +385,22 @@ impl Attached {
             };
             if repeat.count != 0 {
                 out.push(repeat);
+            }
+        }
+        Ok(out)
+    }
+
+    /// How often the edges of the lock order were seen after they were told.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn edge_counts(&self) -> Result<Vec<order::EdgeCount>, AttachError> {
+        let mut out = Vec::new();
+        for entry in &self.edges {
+            let (key, value) = entry?;
+            let (count, last) = (value[order::VALUE_COUNT], value[order::VALUE_LAST]);
+            if count != 0 {
+                out.push(order::EdgeCount { kind: kind::EDGE_COUNT, pad: 0, key, count, last });
             }
         }
         Ok(out)

@@ -4,6 +4,7 @@
 mod breakpoint;
 pub mod hang;
 pub mod loader;
+mod order;
 pub mod prepare;
 pub mod provoke;
 mod readiness;

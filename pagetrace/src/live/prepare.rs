@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use pagetrace_ebpf::wire::setting;
 
-use super::{settings::Settings, strict};
+use super::{order, settings::Settings, strict};
 use crate::{
     kernel::{
         KernelFacts,
@@ -72,6 +72,8 @@ pub struct Run {
     pub trace: bool,
     /// Judge user accesses under a lock whether they fault or not.
     pub strict: bool,
+    /// Follow the order in which sleeping locks are taken.
+    pub order: bool,
     /// Do not keep the stack of each acquisition.
     pub no_lock_stacks: bool,
     /// Compare every shortcut for unwinding with unwinding.
@@ -137,6 +139,9 @@ pub fn settings(btf: &Btf, kallsyms: Option<&Kallsyms>, offsets: &Offsets, plan:
     if run.strict {
         strict::set(&mut out, btf, kallsyms);
     }
+    if run.order {
+        order::set(&mut out, btf, kallsyms, slab.as_ref());
+    }
     if let Some(symbols) = kallsyms {
         out.set_if(setting::INIT_MM, symbols.address_of("init_mm"));
         if let Some(slab) = slab {
@@ -176,8 +181,13 @@ pub const FAULT_ENTRIES: [&str; 4] =
 
 /// Whether a resolved name is one of [`FAULT_ENTRIES`], with or without a compiler's suffix.
 pub fn is_fault_entry(name: &str) -> bool {
+    is_one_of(name, &FAULT_ENTRIES)
+}
+
+/// Whether a resolved name is one of these, with or without a compiler's suffix.
+pub fn is_one_of(name: &str, names: &[&str]) -> bool {
     let stem = name.split('.').next().unwrap_or(name);
-    FAULT_ENTRIES.contains(&stem)
+    names.contains(&stem)
 }
 
 /// Keys of the target map for processes whose threads act and whose mm counts.

@@ -20,7 +20,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
     hang::{HangWatch, Suspect},
-    loader::{self, AttachError, Attached, ByCpu, Sizes, StackTable, monotonic_ns},
+    loader::{self, AttachError, Attached, ByCpu, NoStacks, Sizes, StackTable, monotonic_ns},
+    order,
     prepare::{self, Run, View},
     provoke::Provoker,
     settings::Settings,
@@ -34,7 +35,7 @@ use super::{
 use crate::{
     analysis::{Loss, Outcome, Severity, severity_of},
     kernel::{KernelFacts, offsets::Offsets},
-    output::{gather::Gather, provocation::Provocation, report::ReportedFinding},
+    output::{gather::Gather, order::ReportedOrder, provocation::Provocation, report::ReportedFinding},
     plan::{Plan, Wish, plan},
     record::Record,
     symbolize::Symbolizer,
@@ -107,6 +108,8 @@ pub struct Outcomes {
     pub watched: Duration,
     /// What provoking came to, where it was asked for.
     pub provocation: Option<Provocation>,
+    /// The lock order, where it was asked for.
+    pub order: Option<ReportedOrder>,
 }
 
 /// What the caller sees while the run goes on.
@@ -161,7 +164,8 @@ pub struct Begun<'a> {
 /// Attaches, planning anew without each way that the kernel refuses.
 fn attach(facts: &KernelFacts, spec: &Spec, offsets: &Offsets, targets: &[u64]) -> Result<(Plan, Settings, Attached)> {
     let (Ok(btf), Some(view)) = (&facts.btf, View::of(facts)) else { anyhow::bail!("this kernel has no usable BTF") };
-    let mut wish = Wish { force: spec.attach, trace: spec.run.trace, strict: spec.run.strict, refused: Vec::new() };
+    let Run { trace, strict, order, .. } = spec.run;
+    let mut wish = Wish { force: spec.attach, trace, strict, order, refused: Vec::new() };
     loop {
         let plan = plan(&view, &wish)?;
         let settings = prepare::settings(btf, facts.kallsyms.as_ref().ok(), offsets, &plan, &spec.run);
@@ -214,6 +218,9 @@ impl Session<'_> {
         for bytes in bytes {
             let record = Record::decode(bytes);
             let stacks = LiveStacks::new(&self.attached, self.facts.kallsyms.as_ref().ok(), &self.modules);
+            if self.gather.take_order(&record, &stacks) {
+                observer.note("locks around mmap_lock are taken in both orders: see lock-order in the report");
+            }
             let outcome = self.gather.take(&record, &stacks);
             if let (Outcome::New(_) | Outcome::Again(_) | Outcome::Worse(_), Record::Violation(violation)) =
                 (outcome, &record)
@@ -244,6 +251,19 @@ impl Session<'_> {
                 self.reader_gone = true;
             }
         }
+        self.gather.name_edges(&mut self.names);
+    }
+
+    /// Takes over what the kernel side only counted about the lock order, and says what the order is.
+    fn order(&mut self, observer: &mut dyn Observer) -> Result<ReportedOrder> {
+        for count in self.attached.edge_counts()? {
+            if let Some(tape) = observer.tape() {
+                tape.record(&count.encode(), &NoStacks);
+            }
+            self.gather.orders.count(&count);
+        }
+        self.gather.name_edges(&mut self.names);
+        Ok(self.gather.order())
     }
 
     fn new_finding(&mut self, index: usize, observer: &mut dyn Observer) -> io::Result<()> {
@@ -354,7 +374,7 @@ pub async fn run(facts: &KernelFacts, mut spec: Spec, observer: &mut dyn Observe
     let mut session = Session {
         attached,
         facts,
-        gather: Gather::default(),
+        gather: Gather::with_fields(order::fields(facts, &spec.run)),
         modules: loaded_modules(),
         names: Symbolizer::new("/proc/kallsyms".into()),
         watch: HangWatch::new("/proc".into()),
@@ -485,6 +505,7 @@ pub async fn run(facts: &KernelFacts, mut spec: Spec, observer: &mut dyn Observe
     session.attached.detach();
     session.take_repeats(observer)?;
     session.drain(observer);
+    let order = if spec.run.order { Some(session.order(observer)?) } else { None };
     let (correlator, findings) = session.gather.finish();
     log::debug!("disproved by their stack: {}", correlator.disproved);
     let mut loss: Loss = by_cpu.iter().map(|(name, values)| ((*name).into(), values.iter().sum())).collect();
@@ -501,6 +522,7 @@ pub async fn run(facts: &KernelFacts, mut spec: Spec, observer: &mut dyn Observe
         command,
         watched: Duration::from_nanos(ended.saturating_sub(started)),
         provocation,
+        order,
     })
 }
 
@@ -527,7 +549,7 @@ async fn read(attached: &mut Attached, observer: &mut dyn Observer) -> io::Resul
 fn sort(record: &[u8], stacks: &dyn StackTable, observer: &mut dyn Observer, kept: &mut Vec<Vec<u8>>) {
     let Some(tape) = observer.tape() else { return kept.push(record.to_vec()) };
     tape.record(record, stacks);
-    if matches!(u32::read(record, 0), Some(kind::VIOLATION | kind::VMA) | None) {
+    if matches!(u32::read(record, 0), Some(kind::VIOLATION | kind::VMA | kind::EDGE) | None) {
         kept.push(record.to_vec());
     }
 }

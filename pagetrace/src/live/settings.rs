@@ -19,6 +19,7 @@ impl Default for Settings {
             setting::MIN_LOCK_NS,
             setting::MIN_FAULT_NS,
             setting::STREAM,
+            setting::ORDER,
         ] {
             slots[flag] = 0;
         }

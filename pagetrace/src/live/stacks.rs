@@ -5,7 +5,10 @@
 
 use std::{cell::Cell, fs};
 
-use super::{loader::Attached, prepare::is_fault_entry};
+use super::{
+    loader::Attached,
+    prepare::{is_fault_entry, is_one_of},
+};
 use crate::{analysis::Stacks, kernel::kallsyms::Kallsyms, plan::is_user_access};
 
 /// The stacks of one record.
@@ -39,6 +42,10 @@ impl Stacks for LiveStacks<'_> {
     }
     fn is_user_access(&self, address: u64) -> bool {
         self.symbols.and_then(|symbols| symbols.resolve(address)).is_some_and(|found| is_user_access(found.name))
+    }
+    fn is_function(&self, address: u64, names: &[&str]) -> bool {
+        let found = self.symbols.and_then(|symbols| symbols.resolve(address));
+        found.is_some_and(|found| is_one_of(found.name, names))
     }
     fn function(&self, address: u64) -> Option<u64> {
         let found = self.symbols?.resolve(address)?;

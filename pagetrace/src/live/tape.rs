@@ -6,7 +6,7 @@ use std::{
     fs, io,
 };
 
-use pagetrace_ebpf::wire::setting;
+use pagetrace_ebpf::wire::{order::OrderLock, setting};
 
 use super::{
     loader::{ByCpu, StackTable, monotonic_ns},
@@ -14,7 +14,8 @@ use super::{
     settings::Settings,
 };
 use crate::{
-    kernel::{KernelFacts, build_id},
+    kernel::{KernelFacts, build_id, locks::LockFields},
+    output::order::named_addresses,
     record::{
         Record,
         header::{Clock, FileHeader, KernelId, Target},
@@ -35,12 +36,15 @@ pub struct About {
     pub ring_bytes: u32,
     /// Tasks that can have state at once.
     pub max_tasks: u32,
+    /// The lock order is recorded.
+    pub order: bool,
 }
 
 /// A recording that is being made.
 pub struct FileTape<M> {
     about: About,
     kernel: KernelId,
+    fields: LockFields,
     limit: u64,
     /// Before the run has begun.
     medium: Option<M>,
@@ -58,12 +62,17 @@ impl<M: Medium> FileTape<M> {
             machine: facts.features.machine.clone(),
             build_id: fs::read("/sys/kernel/notes").ok().and_then(|notes| build_id::parse(&notes)),
         };
+        let fields = match &facts.btf {
+            Ok(btf) if about.order => LockFields::of(btf),
+            _ => LockFields::default(),
+        };
         let mut names = Symbolizer::new("/proc/kallsyms".into());
         // Once now, rather than when the first record waits for it.
         names.cover(&[]);
         Self {
             about,
             kernel,
+            fields,
             limit,
             medium: Some(medium),
             writer: None,
@@ -109,6 +118,13 @@ impl<M: Medium> FileTape<M> {
             Record::Handler(handler) => self.name(&[handler.ip]),
             Record::Fault(fault) => self.name(&[fault.ip]),
             Record::Walk(walk) => self.data(walk.ops),
+            Record::Edge(edge) => {
+                for lock in [&edge.held, &edge.wanted] {
+                    self.stack(lock.stack_id, stacks);
+                    self.lock(lock);
+                }
+                self.name(&edge.stack);
+            }
             Record::Violation(violation) => {
                 let used = violation.held.iter().take(violation.held_len as usize);
                 used.for_each(|held| self.stack(held.stack_id, stacks));
@@ -116,6 +132,18 @@ impl<M: Medium> FileTape<M> {
                 self.name(&violation.stack);
             }
             _ => {}
+        }
+    }
+
+    /// What a lock is named by.
+    fn lock(&mut self, lock: &OrderLock) {
+        let [variable, site] = named_addresses(lock.class.id(), lock.address);
+        self.name(&[site]);
+        if variable == 0 || !self.addresses.insert(variable) {
+            return;
+        }
+        if let (Some(symbol), Some(writer)) = (self.names.variable(variable), &mut self.writer) {
+            writer.user(&User::Symbol { address: variable, symbol });
         }
     }
 
@@ -157,7 +185,7 @@ fn realtime_ns() -> u64 {
 impl<M: Medium> Tape for FileTape<M> {
     fn begin(&mut self, begun: &Begun<'_>) -> io::Result<()> {
         let Some(medium) = self.medium.take() else { return Ok(()) };
-        let About { command, target, ring_bytes, max_tasks } = self.about.clone();
+        let About { command, target, ring_bytes, max_tasks, order: _ } = self.about.clone();
         let header = FileHeader {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             kernel: self.kernel.clone(),
@@ -170,6 +198,7 @@ impl<M: Medium> Tape for FileTape<M> {
             ring_bytes,
             max_tasks,
             attached_at_ns: begun.attached_at,
+            lock_fields: self.fields.clone(),
             recorder_pid: std::process::id(),
         };
         self.writer = Some(Writer::begin(medium, &header, self.limit)?);

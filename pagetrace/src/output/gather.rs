@@ -1,8 +1,12 @@
 //! Findings as they come, with their names: the one way from records to a report, live and from a recording.
 
-use super::report::ReportedFinding;
+use super::{
+    order::{ReportedEdge, ReportedOrder},
+    report::ReportedFinding,
+};
 use crate::{
-    analysis::{Correlator, Outcome, Stacks},
+    analysis::{Correlator, Outcome, Stacks, order::Orders},
+    kernel::locks::LockFields,
     record::Record,
     symbolize::Symbolizer,
 };
@@ -13,9 +17,19 @@ pub struct Gather {
     /// What makes findings of records.
     pub correlator: Correlator,
     named: Vec<ReportedFinding>,
+    /// What makes an order of the edges.
+    pub orders: Orders,
+    named_edges: Vec<ReportedEdge>,
+    told_inversions: usize,
+    fields: LockFields,
 }
 
 impl Gather {
+    /// Names locks by these fields.
+    pub fn with_fields(fields: LockFields) -> Self {
+        Self { fields, ..Self::default() }
+    }
+
     /// Takes one record. A finding that is new, or shows another sighting now, has to be named: see [`Gather::name`].
     pub fn take(&mut self, record: &Record, stacks: &dyn Stacks) -> Outcome {
         self.correlator.take(record, stacks)
@@ -35,9 +49,37 @@ impl Gather {
         self.named.get(index)
     }
 
+    /// Takes a record of the lock order; whether it makes one cycle more.
+    pub fn take_order(&mut self, record: &Record, stacks: &dyn Stacks) -> bool {
+        match record {
+            Record::Edge(edge) if self.orders.take(edge, stacks).is_some() => {
+                let before = self.told_inversions;
+                self.told_inversions = self.orders.inversions().len();
+                self.told_inversions > before
+            }
+            Record::EdgeCount(count) => {
+                self.orders.count(count);
+                false
+            }
+            _ => false,
+        }
+    }
+
+    /// Names the edges that have no names yet. Call it soon, as [`Gather::name`].
+    pub fn name_edges(&mut self, names: &mut Symbolizer) {
+        for edge in self.orders.edges().iter().skip(self.named_edges.len()) {
+            self.named_edges.push(ReportedEdge::name(edge, names, &self.fields));
+        }
+    }
+
+    /// The lock order as it is now.
+    pub fn order(&mut self) -> ReportedOrder {
+        ReportedOrder::of(&self.orders, self.named_edges.clone())
+    }
+
     /// The findings, brought up to date.
     pub fn finish(self) -> (Correlator, Vec<ReportedFinding>) {
-        let Self { correlator, mut named } = self;
+        let Self { correlator, mut named, .. } = self;
         for (named, finding) in named.iter_mut().zip(correlator.findings()) {
             named.update(finding);
         }

@@ -1,8 +1,11 @@
 //! Reports and event lines: values in, text or JSON out. Nothing here reads the machine.
 
 pub mod advice;
+pub mod dot;
 pub mod event;
 pub mod gather;
+pub mod order;
+mod order_text;
 pub mod plan;
 pub mod provocation;
 pub mod report;
@@ -15,4 +18,6 @@ pub enum Format {
     Text,
     /// For programs: one document, or one object a line.
     Json,
+    /// The lock order as a graph for Graphviz.
+    Dot,
 }

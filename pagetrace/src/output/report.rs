@@ -4,7 +4,7 @@ use std::{borrow::Cow, collections::BTreeMap};
 
 use serde::Serialize;
 
-use super::{advice, provocation::Provocation};
+use super::{advice, order::ReportedOrder, provocation::Provocation};
 use crate::{
     analysis::{Class, Finding, HeldLock, Inputs, LockMode, MmId, Relation, Severity, Verdict, VmaInfo, judge},
     plan::{Attach, PassedOver, Plan, Probe},
@@ -37,6 +37,9 @@ pub struct Report {
     pub skipped_by_program: BTreeMap<String, u64>,
     /// What was seen and what was not.
     pub coverage: Coverage,
+    /// The order in which sleeping locks were taken, where that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub order: Option<ReportedOrder>,
     /// What pushing the target's pages out came to, where it was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub provocation: Option<Provocation>,
@@ -67,15 +70,17 @@ pub struct Run {
     pub recording: Option<Recording>,
     /// What pushing pages out came to.
     pub provocation: Option<Provocation>,
+    /// The lock order.
+    pub order: Option<ReportedOrder>,
 }
 
 impl Report {
     /// Judges a run.
     pub fn of(run: Run) -> Self {
-        let Run { kernel, command, duration_ms, findings, plan, mut inputs, recording, provocation, .. } = run;
+        let Run { kernel, command, duration_ms, findings, plan, mut inputs, recording, provocation, order, .. } = run;
         let (mut loss_by_cpu, skipped_by_program) = (run.loss_by_cpu, run.skipped_by_program);
         loss_by_cpu.retain(|_, by_cpu| by_cpu.iter().any(|count| *count != 0));
-        inputs.findings = findings.len();
+        inputs.findings = findings.len() + order.as_ref().map_or(0, |order| order.inversions.len());
         let (verdict, because) = judge(&inputs);
         let coverage = Coverage::of(&plan, because);
         let loss = inputs.loss.into_iter().collect();
@@ -90,6 +95,7 @@ impl Report {
             loss_by_cpu,
             skipped_by_program,
             coverage,
+            order,
             provocation,
             recording,
         }

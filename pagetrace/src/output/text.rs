@@ -2,7 +2,10 @@
 
 use std::fmt::{self, Write};
 
-use super::report::{Command, Lock, Owner, Report, ReportedFinding};
+use super::{
+    order_text,
+    report::{Command, Lock, Owner, Report, ReportedFinding},
+};
 use crate::{
     analysis::{Class, LockMode, Relation, Severity, Verdict},
     symbolize::Frame,
@@ -16,7 +19,7 @@ pub struct Style {
 }
 
 impl Style {
-    fn paint(self, code: &str, text: &str) -> String {
+    pub(super) fn paint(self, code: &str, text: &str) -> String {
         if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
     }
 
@@ -38,13 +41,20 @@ fn write_report(out: &mut String, report: &Report, style: Style) -> fmt::Result 
     for (index, finding) in report.findings.iter().enumerate() {
         write_finding(out, index + 1, finding, style)?;
     }
+    if let Some(order) = &report.order {
+        order_text::write(out, order, report.findings.len() + 1, style)?;
+    }
     let verdict = match report.verdict {
         Verdict::Clean => style.paint("1;32", "CLEAN"),
         Verdict::Findings => style.paint("1;31", "FINDINGS"),
         Verdict::Incomplete => style.paint("1;33", "INCOMPLETE"),
     };
-    let count = report.findings.len();
+    let count = report.findings.len() + report.order.as_ref().map_or(0, |order| order.inversions.len());
     let what = match report.verdict {
+        Verdict::Clean if report.order.is_some() => {
+            "no user memory was touched and faulted in under an mmap lock, and no lock was taken in both orders with one"
+                .to_owned()
+        }
         Verdict::Clean => "no user memory was touched and faulted in under an mmap lock".to_owned(),
         Verdict::Findings if count == 1 => "one violation".to_owned(),
         Verdict::Findings => format!("{count} distinct violations"),
@@ -69,6 +79,15 @@ fn write_report(out: &mut String, report: &Report, style: Style) -> fmt::Result 
     let lost: Vec<String> =
         report.loss.iter().filter(|(_, count)| **count != 0).map(|(name, count)| format!("{name} {count}")).collect();
     writeln!(out, "  loss: {}", if lost.is_empty() { "none".to_owned() } else { lost.join(", ") })?;
+    if let Some(order) = &report.order {
+        let known = order.edges.iter().filter(|edge| edge.known.is_some()).count();
+        writeln!(
+            out,
+            "  lock order: {} edges, {known} of them known to be right; {} cycles through mmap_lock",
+            order.edges.len(),
+            order.inversions.len()
+        )?;
+    }
     if let Some(provocation) = &report.provocation {
         writeln!(out, "  provoked: {}", provocation.sentence())?;
         for note in &provocation.notes {
@@ -114,7 +133,7 @@ fn owner_text(owner: Option<&Owner>) -> String {
     owner.map_or_else(|| "owner unknown".to_owned(), |owner| format!("process {} ({})", owner.pid, owner.comm))
 }
 
-fn write_stack(out: &mut String, title: &str, stack: &[Frame]) -> fmt::Result {
+pub(super) fn write_stack(out: &mut String, title: &str, stack: &[Frame]) -> fmt::Result {
     writeln!(out, "  {title}:")?;
     if stack.is_empty() {
         writeln!(out, "    (the stack could not be kept)")?;
@@ -234,7 +253,7 @@ fn write_lock(out: &mut String, lock: &Lock) -> fmt::Result {
 }
 
 /// Breaks a text at spaces.
-fn wrap(text: &str, width: usize) -> Vec<String> {
+pub(super) fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in text.split_whitespace() {
         let fits = lines.last().is_some_and(|line| line.is_empty() || line.len() + 1 + word.len() <= width);

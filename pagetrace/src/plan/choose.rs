@@ -1,7 +1,7 @@
 //! Picks one way for each event.
 
 use super::{
-    Attach, Event, EventPlan, KernelView, PassedOver, Plan, Probe, ProgramType, access,
+    Attach, Event, EventPlan, KernelView, PassedOver, Plan, Probe, ProgramType, access, order,
     ways::{HANDLER_LOCK, WALKERS, vma_by_handler, walker, ways},
 };
 
@@ -14,6 +14,8 @@ pub struct Wish {
     pub trace: bool,
     /// User accesses under a lock are wanted whether they fault or not.
     pub strict: bool,
+    /// The order in which sleeping locks are taken is wanted.
+    pub order: bool,
     /// What an earlier try to attach was refused.
     pub refused: Vec<Refusal>,
 }
@@ -64,6 +66,10 @@ pub fn plan(kernel: &dyn KernelView, wish: &Wish) -> Result<Plan, PlanError> {
         events.push(choose(kernel, wish, Event::UserBoundary));
         events.push(access::choose(kernel, &|probe| check(kernel, wish, probe)));
     }
+    if wish.order {
+        let check = |probe: &Probe| check(kernel, wish, probe);
+        events.push(order::choose(kernel, order_of(kernel), wish.force, &check));
+    }
     if wish.trace {
         events.push(choose(kernel, wish, Event::PageFault));
         events.push(choose(kernel, wish, Event::PageWalk));
@@ -72,8 +78,10 @@ pub fn plan(kernel: &dyn KernelView, wish: &Wish) -> Result<Plan, PlanError> {
         explain(plan, kernel.preempts_programs());
     }
     for plan in &events {
-        let essential =
-            matches!(plan.event, Event::MmapLock | Event::KernelFault | Event::TaskLife | Event::UserAccess);
+        let essential = matches!(
+            plan.event,
+            Event::MmapLock | Event::KernelFault | Event::TaskLife | Event::UserAccess | Event::SleepingLock
+        );
         let forced_away = plan.event == Event::MmapLock && wish.force.is_some() && plan.attach != wish.force;
         if essential && (plan.attach.is_none() || forced_away) {
             let reasons: Vec<String> = plan
@@ -88,10 +96,15 @@ pub fn plan(kernel: &dyn KernelView, wish: &Wish) -> Result<Plan, PlanError> {
     Ok(Plan { events })
 }
 
+/// Attach types, best first here.
+fn order_of(kernel: &dyn KernelView) -> &'static [Attach] {
+    let fentry_first = kernel.has_own_trampoline_ops() && !kernel.preempts_programs();
+    if fentry_first { &FENTRY_FIRST } else { &KPROBE_FIRST }
+}
+
 fn choose(kernel: &dyn KernelView, wish: &Wish, event: Event) -> EventPlan {
     let mut plan = EventPlan { event, attach: None, probes: Vec::new(), passed_over: Vec::new(), not_seen: Vec::new() };
-    let fentry_first = kernel.has_own_trampoline_ops() && !kernel.preempts_programs();
-    let mut order: Vec<Attach> = if fentry_first { FENTRY_FIRST.into() } else { KPROBE_FIRST.into() };
+    let mut order: Vec<Attach> = order_of(kernel).into();
     let optional = matches!(event, Event::FaultVma | Event::PageFault | Event::PageWalk);
     if let Some(force) = wish.force {
         order.sort_by_key(|attach| *attach != force);

@@ -5,6 +5,7 @@
 
 mod access;
 mod choose;
+mod order;
 mod ways;
 
 use serde::{Deserialize, Serialize};
@@ -86,6 +87,8 @@ pub enum Event {
     UserBoundary,
     /// Fork, exec and the end of tasks.
     TaskLife,
+    /// Mutexes and rwsems of all kinds, for the lock order.
+    SleepingLock,
 }
 
 impl Event {
@@ -101,6 +104,7 @@ impl Event {
             Self::UserAccess => "user-access",
             Self::UserBoundary => "user-boundary",
             Self::TaskLife => "task-life",
+            Self::SleepingLock => "sleeping-lock",
         }
     }
 }

@@ -131,8 +131,8 @@ pub(super) fn ways(kernel: &dyn KernelView, event: Event, attach: Attach, trace:
             (!probes.is_empty()).then_some(probes)
         }
         Event::UserBoundary => tp(&["sys_enter", "sys_exit"], Stage::Access),
-        // Each function is asked about by itself, in `access`.
-        Event::UserAccess => None,
+        // Each function is asked about by itself, in `access` and `order`.
+        Event::UserAccess | Event::SleepingLock => None,
         Event::TaskLife => tp(&["sched_process_fork", "sched_process_exec", "sched_process_free"], Stage::TaskLife),
     }
 }

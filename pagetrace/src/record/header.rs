@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::plan::Plan;
+use crate::{kernel::locks::LockFields, plan::Plan};
 
 /// The header. A field that a reader does not know is skipped; one that a writer did not know is empty.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +37,9 @@ pub struct FileHeader {
     pub max_tasks: u32,
     /// When everything was attached, nanoseconds of `CLOCK_MONOTONIC`: older tasks may hold locks unseen.
     pub attached_at_ns: u64,
+    /// Names of fields that are sleeping locks, for the lock order; empty without it.
+    #[serde(default)]
+    pub lock_fields: LockFields,
     /// The recorder's own process id: what it does itself is not in the stream.
     pub recorder_pid: u32,
 }

@@ -7,6 +7,7 @@
 
 pub mod expect;
 pub mod manners;
+pub mod order;
 pub mod provoke;
 pub mod record;
 pub mod report;
@@ -41,7 +42,7 @@ pub fn main() -> ExitCode {
         ["--only", part] => (false, Some(*part)),
         _ => {
             eprintln!(
-                "usage: pagetrace-guest-suite [--host | --only kprobe|fentry|tracepoint|raw-tracepoint|strict|manners|targets|hang]"
+                "usage: pagetrace-guest-suite [--host | --only kprobe|fentry|tracepoint|raw-tracepoint|strict|order|manners|targets|hang]"
             );
             return ExitCode::from(2);
         }
@@ -157,6 +158,11 @@ fn run(host: bool, only: Option<&str>, tally: &mut Tally) -> Result<()> {
     }
     if wanted("strict") {
         strict::run(&tool, kprobes, fentry, fixtures, tally);
+    }
+    if wanted("order") {
+        let ways: Vec<&str> =
+            [("kprobe", kprobes), ("fentry", fentry)].into_iter().filter(|it| it.1).map(|it| it.0).collect();
+        order::run(&tool, fixtures.module, if host { &[] } else { &ways }, tally);
     }
     if wanted("manners") {
         manners::run(&tool, host, fixtures, tally);

@@ -46,6 +46,7 @@ pub(crate) fn header() -> FileHeader {
         ring_bytes: 4096,
         max_tasks: 16,
         attached_at_ns: 1,
+        lock_fields: Default::default(),
         recorder_pid: 1,
     }
 }

@@ -1,0 +1,190 @@
+//! The sleeping locks that a task holds, of whatever kind, and what is known of locks themselves.
+
+use aya_ebpf::{
+    macros::map,
+    maps::{Array, HashMap, LruHashMap},
+};
+use pagetrace_ebpf::wire::{
+    STACK_FRAMES, counter,
+    lock::held,
+    order::{ClassId, KEY_WORDS, MAX_ORDER, VALUE_WORDS},
+};
+
+use crate::{
+    kernel::current,
+    state::{count, now},
+};
+
+/// A lock that is held or wanted.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Slot {
+    pub(crate) lock: u64,
+    pub(crate) owner: u64,
+    pub(crate) site: u64,
+    pub(crate) since: u64,
+    pub(crate) kind: u32,
+    pub(crate) offset: u32,
+    pub(crate) flags: u32,
+    pub(crate) stack: i32,
+}
+
+impl Slot {
+    #[inline(always)]
+    pub(crate) fn class(&self) -> ClassId {
+        ClassId { kind: self.kind, offset: self.offset, owner: self.owner, site: self.site }
+    }
+
+    #[inline(always)]
+    pub(crate) fn same_class(&self, other: &Self) -> bool {
+        self.kind == other.kind && self.offset == other.offset && self.owner == other.owner && self.site == other.site
+    }
+}
+
+/// Bits of [`Order::flags`].
+pub(crate) mod flag {
+    /// An exception on a user address was seen; the next lock attempt tells whether it counts.
+    pub(crate) const PENDING: u32 = 1;
+}
+
+/// All that is known of a task.
+#[repr(C)]
+pub(crate) struct Order {
+    pub(crate) depth: u32,
+    pub(crate) flags: u32,
+    /// Slots from which there is an edge to the lock that is wanted that was not told, as bits.
+    pub(crate) fresh: u32,
+    pub(crate) pad: u32,
+    /// The address of the fault, or of the exception that is pending.
+    pub(crate) address: u64,
+    pub(crate) stack_len: i64,
+    pub(crate) wanted: Slot,
+    pub(crate) slots: [Slot; MAX_ORDER],
+    /// Where the lock is wanted.
+    pub(crate) stack: [u64; STACK_FRAMES],
+}
+
+#[map]
+static ORDER_TASKS: HashMap<u64, Order> = HashMap::with_max_entries(16384, 0);
+
+/// An all-zero task: too large for the BPF stack.
+#[map]
+static ORDER_EMPTY: Array<Order> = Array::with_max_entries(1, 0);
+
+/// Edges told, with how often they were seen since.
+#[map]
+pub(crate) static ORDER_EDGES: HashMap<[u64; KEY_WORDS], [u64; VALUE_WORDS]> = HashMap::with_max_entries(16384, 0);
+
+/// Locks and where they were initialised, or with the highest bit cleared first taken. The oldest go when it is full: their
+/// class is another one then, which loses edges and makes up none.
+#[map]
+pub(crate) static ORDER_SITES: LruHashMap<u64, u64> = LruHashMap::with_max_entries(16384, 0);
+
+/// When the lock of an address space was initialised: memory of one that is gone is used for the next.
+#[map]
+pub(crate) static ORDER_BORN: LruHashMap<u64, u64> = LruHashMap::with_max_entries(16384, 0);
+
+/// State of the current task, when it has some.
+#[inline(always)]
+pub(crate) fn order() -> Option<&'static mut Order> {
+    let key = current();
+    // SAFETY: entries are deleted only when the task is freed, which the current task is not.
+    ORDER_TASKS.get_ptr_mut(&key).map(|order| unsafe { &mut *order })
+}
+
+/// State of the current task, made when it has none.
+#[inline(always)]
+pub(crate) fn order_or_new() -> Option<&'static mut Order> {
+    if let Some(order) = order() {
+        return Some(order);
+    }
+    let empty = ORDER_EMPTY.get(0)?;
+    let key = current();
+    if ORDER_TASKS.insert(&key, empty, 0).is_err() {
+        count(counter::ORDER_TASK_MAP_FULL);
+        return None;
+    }
+    order()
+}
+
+/// Forgets a task that the kernel frees.
+#[inline(always)]
+pub(crate) fn forget(task: u64) {
+    let _ = ORDER_TASKS.remove(&task);
+}
+
+/// One slot; the mask keeps the verifier sure that it lies in the array.
+#[inline(always)]
+pub(crate) fn slot(order: &mut Order, index: u32) -> &mut Slot {
+    let index = core::hint::black_box(index);
+    let index = (index & (MAX_ORDER as u32 - 1)) as usize;
+    // SAFETY: the index is masked to the array's length, a power of two.
+    unsafe { &mut *order.slots.as_mut_ptr().add(index) }
+}
+
+/// The lock that is wanted is held from now on, or, if `flags` say so, may be.
+#[inline(always)]
+pub(crate) fn push(order: &mut Order, flags: u32, stack: i32) {
+    let depth = order.depth;
+    if depth >= MAX_ORDER as u32 {
+        return overflow(order);
+    }
+    let mut next = order.wanted;
+    next.flags = flags;
+    next.stack = stack;
+    next.since = now();
+    *slot(order, depth) = next;
+    order.depth = depth + 1;
+}
+
+/// What is held already stands for another lock of its class.
+#[inline(always)]
+fn overflow(order: &mut Order) {
+    let wanted = order.wanted;
+    for index in 0..MAX_ORDER as u32 {
+        if slot(order, index).same_class(&wanted) {
+            return;
+        }
+    }
+    count(counter::ORDER_HELD_OVERFLOW);
+}
+
+/// Removes the innermost hold of this lock.
+#[inline(always)]
+pub(crate) fn pop(order: &mut Order, lock: u64) {
+    let depth = order.depth;
+    if depth == 0 || depth > MAX_ORDER as u32 {
+        return;
+    }
+    if slot(order, depth - 1).lock == lock {
+        order.depth = depth - 1;
+        return;
+    }
+    let mut found = MAX_ORDER as u32;
+    for index in 0..MAX_ORDER as u32 {
+        if index < depth && slot(order, index).lock == lock {
+            found = index;
+        }
+    }
+    if found == MAX_ORDER as u32 {
+        return;
+    }
+    for next in 1..MAX_ORDER as u32 {
+        if next > found && next < depth {
+            let moved = *slot(order, next);
+            *slot(order, next - 1) = moved;
+        }
+    }
+    order.depth = depth - 1;
+}
+
+/// The attempt made last, whose return is waited for.
+#[inline(always)]
+pub(crate) fn tentative(order: &mut Order) -> Option<&mut Slot> {
+    let depth = order.depth;
+    if depth == 0 {
+        return None;
+    }
+    let top = slot(order, depth - 1);
+    if top.flags & held::TENTATIVE == 0 { None } else { Some(top) }
+}

@@ -1,0 +1,216 @@
+//! Waits that stand now: tasks that are blocked on locks whose holders wait in turn. Pure: the caller says who is blocked.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+
+use super::{LockMode, TaskId};
+
+/// A lock and how it is held or wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Claim {
+    /// What tells the lock from others: its address, or the address space that it is of.
+    pub lock: u64,
+    /// Read or write.
+    pub mode: LockMode,
+}
+
+/// A task that does not go on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Blocked {
+    /// Who.
+    pub task: TaskId,
+    /// What it holds.
+    pub holds: Vec<Claim>,
+    /// What it waits for.
+    pub wants: Claim,
+}
+
+/// Why one task waits for the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Because {
+    /// The next holds the lock.
+    Holds,
+    /// The next is a writer that queued for the lock, and readers queue behind it.
+    Queued,
+    /// Somebody has queued for the lock, as a writer, who is not known.
+    QueuedUnknown,
+}
+
+/// A task of a cycle, by its place among the blocked, and why it waits for the next one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Step {
+    /// Place of the task.
+    pub task: usize,
+    /// Why it waits.
+    pub because: Because,
+}
+
+/// Tasks that wait for each other, each for the next and the last for the first.
+pub type Standstill = Vec<Step>;
+
+/// Why `one` waits for `other`, if it does.
+fn waits_for(one: &Blocked, other: &Blocked, same: bool) -> Option<Because> {
+    let wants = one.wants;
+    let held = other.holds.iter().filter(|claim| claim.lock == wants.lock);
+    let mut held = held.map(|claim| claim.mode);
+    if held.any(|mode| mode == LockMode::Write || wants.mode == LockMode::Write) {
+        return Some(Because::Holds);
+    }
+    // Readers do not wait for readers, but queue behind a writer (kernel/locking/rwsem.c, `RWSEM_READ_FAILED_MASK`).
+    let queued = other.wants == (Claim { lock: wants.lock, mode: LockMode::Write });
+    (!same && wants.mode == LockMode::Read && queued).then_some(Because::Queued)
+}
+
+/// The cycles in which the blocked tasks wait for each other, each set of tasks once, shortest first.
+pub fn standstills(blocked: &[Blocked]) -> Vec<Standstill> {
+    let mut next: HashMap<usize, Vec<(usize, Because)>> = HashMap::new();
+    for (from, one) in blocked.iter().enumerate() {
+        for (to, other) in blocked.iter().enumerate() {
+            if let Some(because) = waits_for(one, other, from == to) {
+                next.entry(from).or_default().push((to, because));
+            }
+        }
+    }
+    let mut found: Vec<Standstill> = (0..blocked.len()).filter_map(|start| around(start, &next)).collect();
+    found.sort_by_key(Vec::len);
+    let mut told: Vec<BTreeSet<usize>> = Vec::new();
+    found.retain(|cycle| {
+        let tasks: BTreeSet<usize> = cycle.iter().map(|step| step.task).collect();
+        let new = !told.iter().any(|known| known.is_subset(&tasks));
+        told.extend(new.then_some(tasks));
+        new
+    });
+    let covered: BTreeSet<usize> = told.into_iter().flatten().collect();
+    found.extend(behind_a_stranger(blocked, &covered));
+    found
+}
+
+/// A shortest way from a task back to it.
+fn around(start: usize, next: &HashMap<usize, Vec<(usize, Because)>>) -> Option<Standstill> {
+    let mut before: HashMap<usize, Step> = HashMap::new();
+    let mut open = VecDeque::from([start]);
+    while let Some(at) = open.pop_front() {
+        for &(to, because) in next.get(&at).into_iter().flatten() {
+            let step = Step { task: at, because };
+            if to == start {
+                let mut cycle = vec![step];
+                while let Some(&step) =
+                    before.get(&cycle.last()?.task).filter(|_| cycle.last().is_some_and(|it| it.task != start))
+                {
+                    cycle.push(step);
+                }
+                cycle.reverse();
+                return Some(cycle);
+            }
+            if to != start && !before.contains_key(&to) {
+                before.insert(to, step);
+                open.push_back(to);
+            }
+        }
+    }
+    None
+}
+
+/// Readers that wait for a lock that they hold for reading: only a writer can be between, even where it is not seen.
+fn behind_a_stranger(blocked: &[Blocked], covered: &BTreeSet<usize>) -> Vec<Standstill> {
+    let alone = |(index, task): (usize, &Blocked)| {
+        let again = task.wants.mode == LockMode::Read && task.holds.contains(&task.wants);
+        (again && !covered.contains(&index)).then(|| vec![Step { task: index, because: Because::QueuedUnknown }])
+    };
+    blocked.iter().enumerate().filter_map(alone).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const READ: LockMode = LockMode::Read;
+    const WRITE: LockMode = LockMode::Write;
+
+    fn task(tid: u32, holds: &[(u64, LockMode)], wants: (u64, LockMode)) -> Blocked {
+        let claim = |(lock, mode): (u64, LockMode)| Claim { lock, mode };
+        Blocked {
+            task: TaskId { pid: tid, tid, comm: String::new(), kernel_thread: false },
+            holds: holds.iter().copied().map(claim).collect(),
+            wants: claim(wants),
+        }
+    }
+
+    fn tasks(cycle: &Standstill) -> Vec<(usize, Because)> {
+        cycle.iter().map(|step| (step.task, step.because)).collect()
+    }
+
+    #[test]
+    fn a_task_can_wait_for_itself() {
+        let found = standstills(&[task(1, &[(7, WRITE)], (7, READ))]);
+        assert_eq!(found.iter().map(tasks).collect::<Vec<_>>(), [[(0, Because::Holds)]]);
+    }
+
+    #[test]
+    fn a_reader_waits_behind_a_writer_that_waits_for_it() {
+        let blocked = [task(1, &[(7, READ)], (7, READ)), task(2, &[], (7, WRITE))];
+        let found = standstills(&blocked);
+        assert_eq!(found.iter().map(tasks).collect::<Vec<_>>(), [[(0, Because::Queued), (1, Because::Holds)]]);
+        let alone = standstills(&blocked[..1]);
+        assert_eq!(alone.iter().map(tasks).collect::<Vec<_>>(), [[(0, Because::QueuedUnknown)]]);
+    }
+
+    #[test]
+    fn two_and_three_tasks_wait_in_a_circle_and_who_waits_behind_them_is_not_in_it() {
+        let blocked = [
+            task(1, &[(1, WRITE)], (2, WRITE)),
+            task(2, &[(2, READ)], (3, WRITE)),
+            task(3, &[(3, WRITE)], (1, READ)),
+            task(4, &[(4, WRITE)], (1, WRITE)),
+        ];
+        let found = standstills(&blocked);
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].iter().map(|step| step.task).collect::<Vec<_>>(), [0, 1, 2]);
+    }
+
+    #[test]
+    fn waiting_is_no_deadlock() {
+        assert!(standstills(&[task(1, &[(1, WRITE)], (2, WRITE)), task(2, &[(3, WRITE)], (1, WRITE))]).is_empty());
+        assert!(standstills(&[task(1, &[(1, READ)], (2, READ)), task(2, &[(2, READ)], (1, READ))]).is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn every_standstill_is_one_and_none_is_missed(
+            world in proptest::collection::vec(
+                (proptest::collection::vec((0_u64..4, any::<bool>()), 0..3), 0_u64..4, any::<bool>()), 0..6),
+        ) {
+            let mode = |write: bool| if write { WRITE } else { READ };
+            let blocked: Vec<_> = world
+                .iter()
+                .enumerate()
+                .map(|(tid, (holds, lock, write))| {
+                    let holds: Vec<_> = holds.iter().map(|(lock, write)| (*lock, mode(*write))).collect();
+                    task(tid as u32, &holds, (*lock, mode(*write)))
+                })
+                .collect();
+            let found = standstills(&blocked);
+            for cycle in found.iter().filter(|cycle| cycle[0].because != Because::QueuedUnknown) {
+                for (step, next) in cycle.iter().zip(cycle.iter().cycle().skip(1)) {
+                    let why = waits_for(&blocked[step.task], &blocked[next.task], step.task == next.task);
+                    prop_assert_eq!(why, Some(step.because));
+                }
+            }
+            // A task that nobody who waits for nobody frees: strike out, again and again, who waits for none of the rest.
+            let mut stuck: Vec<usize> = (0..blocked.len()).collect();
+            loop {
+                let left: Vec<usize> = stuck.iter().copied().filter(|&one| {
+                    stuck.iter().any(|&other| waits_for(&blocked[one], &blocked[other], one == other).is_some())
+                }).collect();
+                if left.len() == stuck.len() {
+                    break;
+                }
+                stuck = left;
+            }
+            let cycles = found.iter().filter(|cycle| cycle[0].because != Because::QueuedUnknown).count();
+            prop_assert_eq!(cycles == 0, stuck.is_empty());
+        }
+    }
+}

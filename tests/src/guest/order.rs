@@ -1,0 +1,174 @@
+//! The lock order: what takes locks in both orders is found, once, with the right names; what does not is not.
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+
+use super::{
+    Tally,
+    report::{self, list, text},
+    tool::{Tool, tail},
+};
+use crate::fixture::cases::{self, CASES, Kind};
+
+/// A case, the shape of its cycle, its length, a part of the name of a lock in it, and how that name is found.
+const INVERTING: &[(&str, &str, usize, &str, &str)] = &[
+    ("ord-mutex-fault", "classes", 2, "pagetrace_fixture:ptf_mutex_fault_lock", "symbol"),
+    ("ord-mutex-mmap", "classes", 2, "pagetrace_fixture:ptf_mutex_mmap_lock", "symbol"),
+    ("ord-rwsem-fault", "classes", 2, "pagetrace_fixture:ptf_rwsem_fault_lock", "symbol"),
+    ("ord-rwsem-mmap", "classes", 2, "pagetrace_fixture:ptf_rwsem_mmap_lock", "symbol"),
+    ("ord-heap", "classes", 2, "+0x18 (initialised in ptf_heap_new", "slab-and-site"),
+    ("ord-three", "classes", 3, "pagetrace_fixture:ptf_three_second", "symbol"),
+    ("ord-abba", "address-spaces", 2, "mmap_lock", "mm-struct"),
+    ("ord-recursive", "recursive", 1, "mmap_lock", "mm-struct"),
+    ("ord-held-trylock", "classes", 2, "pagetrace_fixture:ptf_tried_outside_lock", "symbol"),
+];
+
+/// Runs the cases.
+pub fn run(tool: &Tool, module: bool, ways: &[&str], tally: &mut Tally) {
+    for attach in ways {
+        if module {
+            match inverting(tool, attach) {
+                Ok(report) => {
+                    for row in INVERTING {
+                        tally.case(&format!("order/{attach}/{}", row.0), || matches(&report, row));
+                    }
+                    tally.case(&format!("order/{attach}/nothing-else"), || nothing_else(&report));
+                }
+                Err(error) => tally.case(&format!("order/{attach}"), || Err(error)),
+            }
+        } else {
+            tally.skip(&format!("order/{attach}"), "no fixture module for this kernel");
+        }
+        tally.case(&format!("order/{attach}/ordered"), || ordered(tool, attach, module));
+    }
+    let Some(attach) = ways.first() else { return tally.skip("order", "this kernel shows no locks but mmap locks") };
+    if module {
+        tally.case("order/silent-without", || silent_without(tool, attach));
+        tally.case("order/recorded", || recorded(tool, attach));
+    }
+}
+
+fn inverting(tool: &Tool, attach: &str) -> Result<Value> {
+    let ended = tool.run(tool.check(&["--order", "--attach", attach], &["all-inverting"]))?;
+    done(&ended.log, Kind::Inverting)?;
+    let report = report::parse(&ended.stdout)?;
+    ensure!(ended.status.code() == Some(1), "ended with {}, not 1: {}", ended.status, tail(&ended.stderr));
+    ensure!(report["order"]["dropped"] == 0, "edges were dropped: {}", report["order"]["dropped"]);
+    Ok(report)
+}
+
+fn done(log: &str, kind: Kind) -> Result<()> {
+    for case in CASES.iter().filter(|case| case.kind == kind) {
+        ensure!(log.contains(&format!("kmod {}: ok", case.name)), "case {} left no line: {}", case.name, tail(log));
+    }
+    Ok(())
+}
+
+fn edges<'a>(report: &'a Value, inversion: &Value) -> Vec<&'a Value> {
+    let index = |index: &Value| index.as_u64().and_then(|index| usize::try_from(index).ok());
+    let of = list(&inversion["edges"]).iter().filter_map(index);
+    of.filter_map(|index| list(&report["order"]["edges"]).get(index)).collect()
+}
+
+fn by<'a>(report: &'a Value, case: &str) -> Vec<&'a Value> {
+    let comm = cases::comm_of(case);
+    let all = list(&report["order"]["inversions"]).iter();
+    all.filter(|it| edges(report, it).iter().any(|edge| text(&edge["task"]["comm"]) == comm)).collect()
+}
+
+fn matches(report: &Value, (case, shape, length, lock, found_by): &(&str, &str, usize, &str, &str)) -> Result<()> {
+    let found = by(report, case);
+    let [inversion] = found.as_slice() else {
+        let summaries: Vec<_> = found.iter().map(|it| text(&it["summary"])).collect();
+        anyhow::bail!("{} inversions: {summaries:?}", found.len())
+    };
+    let edges = edges(report, inversion);
+    ensure!(text(&inversion["shape"]) == *shape, "the shape is {}", inversion["shape"]);
+    ensure!(edges.len() == *length, "{} edges, {length} expected: {}", edges.len(), inversion["summary"]);
+    let is_it = |side: &Value| text(&side["text"]).contains(lock) && text(&side["by"]) == *found_by;
+    ensure!(edges.iter().any(|edge| is_it(&edge["held"])), "no lock is called {lock}, by {found_by}: {}", inversion);
+    for (edge, next) in edges.iter().zip(edges.iter().cycle().skip(1)) {
+        ensure!(edge["wanted"]["text"] == next["held"]["text"], "the edges do not meet: {}", inversion["summary"]);
+        ensure!(text(&edge["task"]["comm"]) == cases::comm_of(case), "another task's edge: {}", edge["task"]);
+        for side in ["held", "wanted"] {
+            let stack = list(&edge[side]["stack"]);
+            let named = stack.iter().any(|frame| text(&frame["symbol"]).starts_with("ptf_"));
+            ensure!(named, "the stack of the lock that is {side} does not name the case: {stack:?}");
+        }
+    }
+    if *case == "ord-abba" {
+        let pids: Vec<_> = edges.iter().map(|edge| &edge["task"]["pid"]).collect();
+        ensure!(pids.first() != pids.last(), "one process did both: {pids:?}");
+        let owners: Vec<_> = edges.iter().map(|edge| &edge["held"]["owner"]["pid"]).collect();
+        ensure!(owners.iter().rev().eq(pids.iter()), "the locks are of {owners:?}, the tasks {pids:?}");
+    }
+    ensure!(!text(&inversion["advice"]).is_empty(), "there is no advice");
+    Ok(())
+}
+
+fn nothing_else(report: &Value) -> Result<()> {
+    let known: Vec<_> = INVERTING.iter().map(|row| cases::comm_of(row.0)).collect();
+    let guilty =
+        |it: &Value| edges(report, it).iter().any(|edge| known.iter().any(|comm| text(&edge["task"]["comm"]) == comm));
+    let stranger = list(&report["order"]["inversions"]).iter().find(|it| !guilty(it));
+    ensure!(
+        stranger.is_none(),
+        "an inversion that no case made: {}",
+        stranger.map_or(&Value::Null, |it| &it["summary"])
+    );
+    let findings = list(&report["findings"]);
+    ensure!(findings.is_empty(), "findings beside the inversions: {findings:?}");
+    Ok(())
+}
+
+fn ordered(tool: &Tool, attach: &str, module: bool) -> Result<()> {
+    let words: &[&str] = if module { &["all-ordered"] } else { &["all-ordered", "storms"] };
+    let ended = tool.run(tool.check(&["--order", "--attach", attach], words))?;
+    if module {
+        done(&ended.log, Kind::Ordered)?;
+    }
+    ensure!(ended.log.contains("all-ordered: ok"), "the storms did not end well: {}", tail(&ended.log));
+    let report = report::parse(&ended.stdout)?;
+    let inversions = list(&report["order"]["inversions"]);
+    let told = |it: &Value| {
+        let stacks = edges(&report, it).iter().map(|edge| format!("{edge}")).collect::<Vec<_>>().join(" ");
+        format!("{}: {stacks}", it["summary"])
+    };
+    ensure!(inversions.is_empty(), "found in what is right: {:?}", inversions.iter().map(told).collect::<Vec<_>>());
+    ensure!(list(&report["findings"]).is_empty(), "findings: {}", report["findings"]);
+    // Something must have been seen, or silence says nothing.
+    let mmap =
+        |edge: &&Value| text(&edge["held"]["text"]) == "mmap_lock" || text(&edge["wanted"]["text"]) == "mmap_lock";
+    let seen = list(&report["order"]["edges"]).iter().filter(mmap).count();
+    ensure!(seen > 3, "only {seen} edges were seen around mmap_lock");
+    let reasons = list(&report["coverage"]["incomplete_because"]);
+    let skipped = |it: &Value| text(it).starts_with("recursion_misses") || text(it).starts_with("fault_before_known");
+    ensure!(attach == "fentry" && reasons.iter().all(skipped) || reasons.is_empty(), "incomplete: {reasons:?}");
+    Ok(())
+}
+
+fn silent_without(tool: &Tool, attach: &str) -> Result<()> {
+    let ended = tool.run(tool.check(&["--attach", attach], &["kmod", "ord-mutex-fault"]))?;
+    let report = report::parse(&ended.stdout)?;
+    ensure!(report["order"].is_null(), "an order that nobody asked for");
+    report::is_clean(&report)
+}
+
+/// A recording tells the same inversions.
+fn recorded(tool: &Tool, attach: &str) -> Result<()> {
+    let path = tool.path("order.ptrace");
+    let path = path.to_str().context("a path in UTF-8")?;
+    let mut command = tool.command(&["record", "--order", "--attach", attach, "-o", path, "--format", "json", "--"]);
+    command.arg(&tool.fixture).args(["kmod", "ord-three"]);
+    let ended = tool.run(command)?;
+    let live = report::parse(&ended.stdout)?;
+    let again = tool.run(tool.command(&["report", "--format", "json", path]))?;
+    let again = report::parse(&again.stdout)?;
+    for report in [&live, &again] {
+        let row = INVERTING.iter().find(|row| row.0 == "ord-three").context("the row is there")?;
+        matches(report, row)?;
+    }
+    let dot = tool.run(tool.command(&["report", "--format", "dot", path]))?;
+    ensure!(dot.stdout.starts_with("digraph") && dot.stdout.contains("color=red"), "no graph: {}", tail(&dot.stdout));
+    Ok(())
+}
