@@ -17,7 +17,7 @@ use aya_ebpf::{
 use pagetrace_ebpf::wire::{
     STACK_FRAMES, counter, kind,
     lock::held,
-    order::{Edge, MAX_ORDER, NAME_LEN, OrderLock, class, how, key},
+    order::{Edge, MAX_ORDER, NAME_LEN, OVER, OrderLock, class, how, key},
     setting,
 };
 
@@ -44,9 +44,6 @@ const FOLLOWED: u32 = 1;
 const FRESH: u32 = 1 << 1;
 /// The class of the lock lacks its site.
 const NEEDS_SITE: u32 = 1 << 2;
-
-/// Mark in a slot: the lock words say that the hold is over.
-const OVER: u32 = 1 << 31;
 
 /// Whether the current task's locks are followed: the target's, and never the tracer's own.
 #[inline(always)]

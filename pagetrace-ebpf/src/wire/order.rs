@@ -169,3 +169,73 @@ impl EdgeCount {
         out
     }
 }
+
+wire! {
+    /// A lock in a task's state: held, or, as the last one, perhaps still waited for.
+    pub struct OrderSlot {
+        /// Its address.
+        pub lock: u64,
+        /// See [`LockClass::owner`].
+        pub owner: u64,
+        /// See [`LockClass::site`].
+        pub site: u64,
+        /// Since when it was wanted, or is held, nanoseconds of `CLOCK_MONOTONIC`.
+        pub since: u64,
+        /// One of [`class`].
+        pub kind: u32,
+        /// See [`LockClass::offset`].
+        pub offset: u32,
+        /// Mode bits of [`super::lock::held`], bits of [`how`], [`OVER`].
+        pub flags: u32,
+        /// Id of the acquiring stack, or a negative errno.
+        pub stack: i32,
+    }
+}
+
+impl OrderSlot {
+    /// Its class.
+    #[inline(always)]
+    pub fn class(&self) -> ClassId {
+        ClassId { kind: self.kind, offset: self.offset, owner: self.owner, site: self.site }
+    }
+
+    /// Whether both are of one class.
+    #[inline(always)]
+    pub fn same_class(&self, other: &Self) -> bool {
+        self.kind == other.kind && self.offset == other.offset && self.owner == other.owner && self.site == other.site
+    }
+}
+
+/// Mark in [`OrderSlot::flags`]: the lock words said that the hold is over.
+pub const OVER: u32 = 1 << 31;
+
+wire! {
+    /// All that the lock order knows of a task: the values of its map.
+    pub struct OrderTask {
+        /// Slots used.
+        pub depth: u32,
+        /// The kernel side's own.
+        pub flags: u32,
+        /// Slots from which there is an edge to the lock that is wanted that was not told, as bits.
+        pub fresh: u32,
+        /// Thread id.
+        pub tid: u32,
+        /// Process id.
+        pub tgid: u32,
+        /// Explicit padding.
+        pub pad: u32,
+        /// The address of the fault, or of the exception that is pending.
+        pub address: u64,
+        /// Bytes used in [`OrderTask::stack`], or a negative errno.
+        pub stack_len: i64,
+        /// The lock that was wanted last.
+        pub wanted: OrderSlot,
+        /// Locks, outermost first.
+        pub slots: [OrderSlot; MAX_ORDER],
+        /// Where the last new edge was seen.
+        pub stack: [u64; STACK_FRAMES],
+    }
+}
+
+/// 64-bit words of an [`OrderTask`].
+pub const TASK_WORDS: usize = size_of::<OrderTask>() / 8;

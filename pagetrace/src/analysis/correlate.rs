@@ -392,6 +392,15 @@ pub fn severity_of(record: &Violation) -> Severity {
     certain(record).iter().map(|lock| severity(lock, record)).max().unwrap_or(Severity::CrossMm)
 }
 
+/// What the task of a fault holds for certain, and the address space whose lock its fault wants; `None` for what wants none.
+pub fn suspected(record: &Violation, stacks: &dyn Stacks) -> Option<(TaskId, Vec<HeldLock>, MmId)> {
+    if record.flags & (violation::LATENT | violation::LEAKED) != 0 {
+        return None;
+    }
+    let holds: Vec<HeldLock> = certain(record).iter().map(|lock| held_lock(lock, record, stacks)).collect();
+    (!holds.is_empty()).then(|| (task_of(record), holds, mm_id(&record.mm)))
+}
+
 fn severity(lock: &Held, record: &Violation) -> Severity {
     match (lock.owner.mm == record.mm.mm, lock.flags & held::WRITE != 0) {
         (true, true) => Severity::Deadlock,

@@ -112,6 +112,7 @@ pub(super) fn report(facts: &KernelFacts, spec_argv: &[std::ffi::OsString], outc
         recording: None,
         provocation: outcomes.provocation,
         order: outcomes.order,
+        deadlocks: outcomes.deadlocks,
     })
 }
 

@@ -149,6 +149,7 @@ pub(super) fn read(path: &Path) -> Result<Read> {
         skipped_by_program: BTreeMap::new(),
         provocation: None,
         order: lock_order,
+        deadlocks: Vec::new(),
         recording: Some(Recording {
             version: header.version,
             began_ns: header.clock.realtime_ns,

@@ -89,9 +89,12 @@ fn waits_for_lock(proc: &Path, suspect: Suspect) -> Option<bool> {
 /// Whether a kernel stack waits for a lock. A BPF trampoline on the lock function hides that function and what it
 /// calls, so a fault handler that has not come to handling the fault counts as well: until then it can only wait for
 /// the lock, and once there it may wait for a disk.
-fn shows_lock_wait(stack: &str) -> bool {
+pub(super) fn shows_lock_wait(stack: &str) -> bool {
     let shows = |name: &str| stack.contains(name);
-    shows("rwsem_down_") || shows(" down_read") || (shows("exc_page_fault") && !shows("handle_mm_fault"))
+    shows("rwsem_down_")
+        || shows(" down_read")
+        || shows("mutex_lock")
+        || (shows("exc_page_fault") && !shows("handle_mm_fault"))
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use aya::{
     maps::{Array, HashMap, MapData, MapError, PerCpuArray, RingBuf, StackTraceMap},
     programs::{BtfTracePoint, FEntry, FExit, Iter, KProbe, PerfEvent, Program, ProgramError, RawTracePoint},
 };
-use pagetrace_ebpf::wire::{counter, kind, order, seen, setting, unwind};
+use pagetrace_ebpf::wire::{Wire as _, counter, kind, order, seen, setting, unwind};
 use tokio::io::unix::AsyncFd;
 
 use super::{breakpoint, readiness::readable, settings::Settings, shortcut::Learner};
@@ -72,6 +72,7 @@ pub struct Attached {
     counters: PerCpuArray<MapData, u64>,
     seen: HashMap<MapData, [u64; seen::KEY_WORDS], [u64; seen::VALUE_WORDS]>,
     edges: HashMap<MapData, [u64; order::KEY_WORDS], [u64; order::VALUE_WORDS]>,
+    order_tasks: HashMap<MapData, u64, [u64; order::TASK_WORDS]>,
     /// Each once, in the order of attaching.
     programs: Vec<String>,
     learner: Learner,
@@ -167,6 +168,7 @@ pub fn attach(
         attached_at: now,
         seen: HashMap::try_from(map(&mut bpf, "SEEN")?)?,
         edges: HashMap::try_from(map(&mut bpf, "ORDER_EDGES")?)?,
+        order_tasks: HashMap::try_from(map(&mut bpf, "ORDER_TASKS")?)?,
         programs,
         learner: symbols.map(Learner::new).unwrap_or_default(),
         distances,
@@ -388,6 +390,16 @@ impl Attached {
             }
         }
         Ok(out)
+    }
+
+    /// The sleeping locks that tasks hold and want now, as far as the lock order follows them.
+    pub fn order_tasks(&self) -> Vec<order::OrderTask> {
+        let decode = |words: [u64; order::TASK_WORDS]| {
+            let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+            order::OrderTask::decode(&bytes)
+        };
+        // What ends meanwhile is left out.
+        self.order_tasks.iter().filter_map(|entry| decode(entry.ok()?.1)).filter(|task| task.depth > 1).collect()
     }
 
     /// How often the edges of the lock order were seen after they were told.

@@ -2,6 +2,7 @@
 //! is decided elsewhere.
 
 mod breakpoint;
+mod deadlock;
 pub mod hang;
 pub mod loader;
 mod order;

@@ -1,5 +1,7 @@
 //! One run: attach, let the command go, take records until it ends, and say what came of it.
 
+mod order;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::OsString,
@@ -19,9 +21,10 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
+    deadlock,
     hang::{HangWatch, Suspect},
-    loader::{self, AttachError, Attached, ByCpu, NoStacks, Sizes, StackTable, monotonic_ns},
-    order,
+    loader::{self, AttachError, Attached, ByCpu, Sizes, StackTable, monotonic_ns},
+    order::fields,
     prepare::{self, Run, View},
     provoke::Provoker,
     settings::Settings,
@@ -35,7 +38,10 @@ use super::{
 use crate::{
     analysis::{Loss, Outcome, Severity, severity_of},
     kernel::{KernelFacts, offsets::Offsets},
-    output::{gather::Gather, order::ReportedOrder, provocation::Provocation, report::ReportedFinding},
+    output::{
+        deadlock::ReportedDeadlock, gather::Gather, order::ReportedOrder, provocation::Provocation,
+        report::ReportedFinding,
+    },
     plan::{Plan, Wish, plan},
     record::Record,
     symbolize::Symbolizer,
@@ -110,6 +116,8 @@ pub struct Outcomes {
     pub provocation: Option<Provocation>,
     /// The lock order, where it was asked for.
     pub order: Option<ReportedOrder>,
+    /// Deadlocks that stood.
+    pub deadlocks: Vec<ReportedDeadlock>,
 }
 
 /// What the caller sees while the run goes on.
@@ -210,6 +218,8 @@ struct Session<'a> {
     modules: Vec<String>,
     names: Symbolizer,
     watch: HangWatch,
+    standing: deadlock::Watch,
+    deadlocks: Vec<ReportedDeadlock>,
     reader_gone: bool,
 }
 
@@ -225,6 +235,7 @@ impl Session<'_> {
             if let (Outcome::New(_) | Outcome::Again(_) | Outcome::Worse(_), Record::Violation(violation)) =
                 (outcome, &record)
             {
+                self.standing.suspect(violation, &stacks);
                 // Each of a finding's tasks can get stuck in it.
                 if matches!(severity_of(violation), Severity::RecursiveRead | Severity::Deadlock) {
                     self.watch.suspect(Suspect { pid: violation.header.tgid, tid: violation.header.tid });
@@ -252,18 +263,6 @@ impl Session<'_> {
             }
         }
         self.gather.name_edges(&mut self.names);
-    }
-
-    /// Takes over what the kernel side only counted about the lock order, and says what the order is.
-    fn order(&mut self, observer: &mut dyn Observer) -> Result<ReportedOrder> {
-        for count in self.attached.edge_counts()? {
-            if let Some(tape) = observer.tape() {
-                tape.record(&count.encode(), &NoStacks);
-            }
-            self.gather.orders.count(&count);
-        }
-        self.gather.name_edges(&mut self.names);
-        Ok(self.gather.order())
     }
 
     fn new_finding(&mut self, index: usize, observer: &mut dyn Observer) -> io::Result<()> {
@@ -374,10 +373,12 @@ pub async fn run(facts: &KernelFacts, mut spec: Spec, observer: &mut dyn Observe
     let mut session = Session {
         attached,
         facts,
-        gather: Gather::with_fields(order::fields(facts, &spec.run)),
+        gather: Gather::with_fields(fields(facts, &spec.run)),
         modules: loaded_modules(),
         names: Symbolizer::new("/proc/kallsyms".into()),
         watch: HangWatch::new("/proc".into()),
+        standing: deadlock::Watch::new("/proc".into()),
+        deadlocks: Vec::new(),
         reader_gone: false,
     };
     if spec.run.trace {
@@ -438,6 +439,7 @@ pub async fn run(facts: &KernelFacts, mut spec: Spec, observer: &mut dyn Observe
                     counted = now;
                 }
                 session.take_repeats(observer)?;
+                session.look(spec.run.order, observer);
                 if spec.run.strict {
                     strict::access();
                 }
@@ -523,6 +525,7 @@ pub async fn run(facts: &KernelFacts, mut spec: Spec, observer: &mut dyn Observe
         watched: Duration::from_nanos(ended.saturating_sub(started)),
         provocation,
         order,
+        deadlocks: session.deadlocks,
     })
 }
 

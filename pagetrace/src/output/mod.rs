@@ -1,6 +1,7 @@
 //! Reports and event lines: values in, text or JSON out. Nothing here reads the machine.
 
 pub mod advice;
+pub mod deadlock;
 pub mod dot;
 pub mod event;
 pub mod gather;

@@ -4,7 +4,7 @@ use std::{borrow::Cow, collections::BTreeMap};
 
 use serde::Serialize;
 
-use super::{advice, order::ReportedOrder, provocation::Provocation};
+use super::{advice, deadlock::ReportedDeadlock, order::ReportedOrder, provocation::Provocation};
 use crate::{
     analysis::{Class, Finding, HeldLock, Inputs, LockMode, MmId, Relation, Severity, Verdict, VmaInfo, judge},
     plan::{Attach, PassedOver, Plan, Probe},
@@ -37,6 +37,9 @@ pub struct Report {
     pub skipped_by_program: BTreeMap<String, u64>,
     /// What was seen and what was not.
     pub coverage: Coverage,
+    /// Deadlocks that stood while the run went on.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub deadlocks: Vec<ReportedDeadlock>,
     /// The order in which sleeping locks were taken, where that was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub order: Option<ReportedOrder>,
@@ -72,15 +75,29 @@ pub struct Run {
     pub provocation: Option<Provocation>,
     /// The lock order.
     pub order: Option<ReportedOrder>,
+    /// Deadlocks that stood.
+    pub deadlocks: Vec<ReportedDeadlock>,
 }
 
 impl Report {
     /// Judges a run.
     pub fn of(run: Run) -> Self {
-        let Run { kernel, command, duration_ms, findings, plan, mut inputs, recording, provocation, order, .. } = run;
+        let Run {
+            kernel,
+            command,
+            duration_ms,
+            findings,
+            plan,
+            mut inputs,
+            recording,
+            provocation,
+            order,
+            deadlocks,
+            ..
+        } = run;
         let (mut loss_by_cpu, skipped_by_program) = (run.loss_by_cpu, run.skipped_by_program);
         loss_by_cpu.retain(|_, by_cpu| by_cpu.iter().any(|count| *count != 0));
-        inputs.findings = findings.len() + order.as_ref().map_or(0, |order| order.inversions.len());
+        inputs.findings = findings.len() + deadlocks.len() + order.as_ref().map_or(0, |order| order.inversions.len());
         let (verdict, because) = judge(&inputs);
         let coverage = Coverage::of(&plan, because);
         let loss = inputs.loss.into_iter().collect();
@@ -95,6 +112,7 @@ impl Report {
             loss_by_cpu,
             skipped_by_program,
             coverage,
+            deadlocks,
             order,
             provocation,
             recording,

@@ -3,7 +3,7 @@
 use std::fmt::{self, Write};
 
 use super::{
-    order_text,
+    deadlock, order_text,
     report::{Command, Lock, Owner, Report, ReportedFinding},
 };
 use crate::{
@@ -41,15 +41,19 @@ fn write_report(out: &mut String, report: &Report, style: Style) -> fmt::Result 
     for (index, finding) in report.findings.iter().enumerate() {
         write_finding(out, index + 1, finding, style)?;
     }
+    deadlock::write(out, &report.deadlocks, report.findings.len() + 1, style)?;
     if let Some(order) = &report.order {
-        order_text::write(out, order, report.findings.len() + 1, style)?;
+        let before = report.findings.len() + report.deadlocks.len();
+        order_text::write(out, order, before + 1, style)?;
     }
     let verdict = match report.verdict {
         Verdict::Clean => style.paint("1;32", "CLEAN"),
         Verdict::Findings => style.paint("1;31", "FINDINGS"),
         Verdict::Incomplete => style.paint("1;33", "INCOMPLETE"),
     };
-    let count = report.findings.len() + report.order.as_ref().map_or(0, |order| order.inversions.len());
+    let count = report.findings.len()
+        + report.deadlocks.len()
+        + report.order.as_ref().map_or(0, |order| order.inversions.len());
     let what = match report.verdict {
         Verdict::Clean if report.order.is_some() => {
             "no user memory was touched and faulted in under an mmap lock, and no lock was taken in both orders with one"

@@ -1,13 +1,14 @@
 //! The sleeping locks that a task holds, of whatever kind, and what is known of locks themselves.
 
 use aya_ebpf::{
+    helpers::bpf_get_current_pid_tgid,
     macros::map,
     maps::{Array, HashMap, LruHashMap},
 };
 use pagetrace_ebpf::wire::{
-    STACK_FRAMES, counter,
+    counter,
     lock::held,
-    order::{ClassId, KEY_WORDS, MAX_ORDER, VALUE_WORDS},
+    order::{KEY_WORDS, MAX_ORDER, VALUE_WORDS},
 };
 
 use crate::{
@@ -15,53 +16,12 @@ use crate::{
     state::{count, now},
 };
 
-/// A lock that is held or wanted.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub(crate) struct Slot {
-    pub(crate) lock: u64,
-    pub(crate) owner: u64,
-    pub(crate) site: u64,
-    pub(crate) since: u64,
-    pub(crate) kind: u32,
-    pub(crate) offset: u32,
-    pub(crate) flags: u32,
-    pub(crate) stack: i32,
-}
-
-impl Slot {
-    #[inline(always)]
-    pub(crate) fn class(&self) -> ClassId {
-        ClassId { kind: self.kind, offset: self.offset, owner: self.owner, site: self.site }
-    }
-
-    #[inline(always)]
-    pub(crate) fn same_class(&self, other: &Self) -> bool {
-        self.kind == other.kind && self.offset == other.offset && self.owner == other.owner && self.site == other.site
-    }
-}
+pub(crate) use pagetrace_ebpf::wire::order::{OrderSlot as Slot, OrderTask as Order};
 
 /// Bits of [`Order::flags`].
 pub(crate) mod flag {
     /// An exception on a user address was seen; the next lock attempt tells whether it counts.
     pub(crate) const PENDING: u32 = 1;
-}
-
-/// All that is known of a task.
-#[repr(C)]
-pub(crate) struct Order {
-    pub(crate) depth: u32,
-    pub(crate) flags: u32,
-    /// Slots from which there is an edge to the lock that is wanted that was not told, as bits.
-    pub(crate) fresh: u32,
-    pub(crate) pad: u32,
-    /// The address of the fault, or of the exception that is pending.
-    pub(crate) address: u64,
-    pub(crate) stack_len: i64,
-    pub(crate) wanted: Slot,
-    pub(crate) slots: [Slot; MAX_ORDER],
-    /// Where the lock is wanted.
-    pub(crate) stack: [u64; STACK_FRAMES],
 }
 
 #[map]
@@ -104,7 +64,11 @@ pub(crate) fn order_or_new() -> Option<&'static mut Order> {
         count(counter::ORDER_TASK_MAP_FULL);
         return None;
     }
-    order()
+    let order = order()?;
+    let ids = bpf_get_current_pid_tgid();
+    order.tid = ids as u32;
+    order.tgid = (ids >> 32) as u32;
+    Some(order)
 }
 
 /// Forgets a task that the kernel frees.

@@ -1,0 +1,302 @@
+//! Finds tasks that wait for each other now.
+//!
+//! Reads /proc/PID/task/TID/stat and stack of tasks that are known to hold a lock and to want another, and of the threads
+//! beside them: neither needs a lock that may be stuck. A task is blocked when two looks in a row find it in a lock function.
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    fs,
+    path::{Path, PathBuf},
+};
+
+use pagetrace_ebpf::wire::{
+    fault::Violation,
+    lock::held,
+    order::{OVER, OrderSlot, OrderTask, class, how},
+};
+
+use super::{hang::shows_lock_wait, workload::targets::Stat};
+use crate::{
+    analysis::{
+        LockMode, Stacks, TaskId,
+        deadlock::{Blocked, Claim, standstills},
+        suspected,
+    },
+    output::deadlock::{Bystander, ReportedDeadlock, StandingLock, StandingTask},
+    symbolize::Symbolizer,
+};
+
+/// Candidates that are looked at, at most.
+const MOST: usize = 256;
+/// Looks in a row that have to find a task blocked.
+const LOOKS: u32 = 2;
+/// How long a lock of the order is waited for before its task is looked at, nanoseconds.
+const LONG_NS: u64 = 200_000_000;
+
+/// A lock, before it has a name.
+#[derive(Debug, Clone)]
+struct Lock {
+    claim: Claim,
+    name: String,
+    stack: Vec<u64>,
+}
+
+/// A task that may be blocked.
+#[derive(Debug, Clone)]
+struct Candidate {
+    task: TaskId,
+    holds: Vec<Lock>,
+    wants: Lock,
+    looks: u32,
+}
+
+/// Watches.
+pub(super) struct Watch {
+    proc: PathBuf,
+    /// Tasks whose fault wants an mmap lock while they hold one, by process and thread.
+    faulting: HashMap<(u32, u32), Candidate>,
+    /// Tasks that wait for a lock of the order, and the moment that tells this wait from others.
+    ordered: HashMap<(u32, u32), (u64, Candidate)>,
+    told: HashSet<BTreeSet<u32>>,
+}
+
+fn mode(mode: LockMode) -> String {
+    if mode == LockMode::Write { "write" } else { "read" }.to_owned()
+}
+
+fn mmap_name(owner: Option<&(u32, String)>) -> String {
+    owner.map_or_else(|| "mmap_lock".to_owned(), |(pid, comm)| format!("mmap_lock of process {pid} ({comm})"))
+}
+
+impl Watch {
+    /// Watches below `proc`.
+    pub(super) fn new(proc: PathBuf) -> Self {
+        Self { proc, faulting: HashMap::new(), ordered: HashMap::new(), told: HashSet::new() }
+    }
+
+    /// A task faulted while it held an mmap lock: it may not come back.
+    pub(super) fn suspect(&mut self, violation: &Violation, stacks: &dyn Stacks) {
+        let Some((task, holds, wants)) = suspected(violation, stacks) else { return };
+        if self.faulting.len() >= MOST {
+            return;
+        }
+        let of = |mm: &crate::analysis::MmId, mode, stack| Lock {
+            claim: Claim { lock: mm.address, mode },
+            name: mmap_name(mm.owner.as_ref()),
+            stack,
+        };
+        let holds = holds.into_iter().map(|lock| of(&lock.mm, lock.mode, lock.stack)).collect();
+        let wants = of(&wants, LockMode::Read, Vec::new());
+        self.faulting.insert((task.pid, task.tid), Candidate { task, holds, wants, looks: 0 });
+    }
+
+    /// Takes over what the order's map says now.
+    pub(super) fn ordered(&mut self, tasks: &[OrderTask], now: u64, stacks: &dyn Stacks) {
+        let mut next = HashMap::new();
+        for task in tasks.iter().take(MOST) {
+            let used = task.slots.get(..task.depth as usize).unwrap_or_default();
+            let Some((wants, holds)) = used.split_last() else { continue };
+            if holds.is_empty() || now.saturating_sub(wants.since) < LONG_NS {
+                continue;
+            }
+            let key = (task.tgid, task.tid);
+            let known = self.ordered.remove(&key).filter(|(since, _)| *since == wants.since);
+            let fresh = || {
+                let certain = holds.iter().filter(|slot| slot.flags & (OVER | held::TENTATIVE) == 0);
+                let holds = certain.map(|slot| of_slot(slot, stacks)).collect();
+                let (pid, tid) = key;
+                let task = TaskId { pid, tid, comm: comm(&self.proc, pid, tid), kernel_thread: false };
+                (wants.since, Candidate { task, holds, wants: of_slot(wants, stacks), looks: 0 })
+            };
+            next.insert(key, known.unwrap_or_else(fresh));
+        }
+        self.ordered = next;
+    }
+
+    /// Deadlocks that were not told before.
+    pub(super) fn look(&mut self, names: &mut Symbolizer) -> Vec<ReportedDeadlock> {
+        let proc = self.proc.clone();
+        self.faulting.retain(|_, it| match waits(&proc, it.task.pid, it.task.tid) {
+            // It has come back: the next fault is another matter.
+            None => false,
+            Some(_) => {
+                it.looks += 1;
+                true
+            }
+        });
+        for (_, it) in self.ordered.values_mut() {
+            let inside = waits(&proc, it.task.pid, it.task.tid).is_some_and(|stack| is_inside(it, &stack, names));
+            it.looks = if inside { it.looks + 1 } else { 0 };
+        }
+        // The order knows more of a task than its fault does.
+        let of_order = self.ordered.values().map(|(_, it)| it).filter(|it| it.looks >= LOOKS);
+        let mut blocked: Vec<&Candidate> = of_order.collect();
+        let faulting = self
+            .faulting
+            .iter()
+            .filter(|(key, it)| it.looks >= LOOKS && !blocked.iter().any(|of| (of.task.pid, of.task.tid) == **key));
+        blocked.extend(faulting.map(|(_, it)| it).collect::<Vec<_>>());
+        let facts: Vec<Blocked> = blocked.iter().map(|it| facts(it)).collect();
+        let mut out = Vec::new();
+        for cycle in standstills(&facts) {
+            let of = || cycle.iter().filter_map(|step| Some((blocked.get(step.task)?, step.because)));
+            let tids: BTreeSet<u32> = of().map(|(it, _)| it.task.tid).collect();
+            if !self.told.insert(tids.clone()) {
+                continue;
+            }
+            let tasks: Vec<StandingTask> = of().map(|(it, because)| standing(it, because, &proc, names)).collect();
+            let pids: BTreeSet<u32> = of().map(|(it, _)| it.task.pid).collect();
+            let beside = pids.iter().flat_map(|pid| beside(&proc, *pid, &tids)).collect();
+            out.push(ReportedDeadlock::of(tasks, beside));
+        }
+        out
+    }
+}
+
+fn facts(it: &Candidate) -> Blocked {
+    let holds = it.holds.iter().map(|lock| lock.claim).collect();
+    Blocked { task: it.task.clone(), holds, wants: it.wants.claim }
+}
+
+fn of_slot(slot: &OrderSlot, stacks: &dyn Stacks) -> Lock {
+    let what = match (slot.kind, slot.flags & how::MUTEX != 0) {
+        (class::MMAP, _) => "mmap_lock",
+        (_, true) => "mutex",
+        (_, false) => "rwsem",
+    };
+    let of =
+        if slot.kind == class::MMAP { format!(" of mm {:#x}", slot.owner) } else { format!(" at {:#x}", slot.lock) };
+    let mode = if slot.flags & held::WRITE != 0 { LockMode::Write } else { LockMode::Read };
+    // An address space stands for its lock, as in what faults tell.
+    let lock = if slot.kind == class::MMAP { slot.owner } else { slot.lock };
+    Lock {
+        claim: Claim { lock, mode },
+        name: format!("{what}{of}"),
+        stack: stacks.stack(slot.stack).unwrap_or_default(),
+    }
+}
+
+fn standing(
+    it: &Candidate,
+    because: crate::analysis::deadlock::Because,
+    proc: &Path,
+    names: &mut Symbolizer,
+) -> StandingTask {
+    let held: Vec<&[u64]> = it.holds.iter().map(|lock| lock.stack.as_slice()).collect();
+    names.cover(&held);
+    let lock = |lock: &Lock, stack| StandingLock {
+        name: lock.name.clone(),
+        address: format!("{:#x}", lock.claim.lock),
+        mode: mode(lock.claim.mode),
+        stack,
+    };
+    StandingTask {
+        pid: it.task.pid,
+        tid: it.task.tid,
+        comm: it.task.comm.clone(),
+        holds: it.holds.iter().map(|held| lock(held, names.frames(&held.stack))).collect(),
+        waits_for: lock(&it.wants, Vec::new()),
+        because,
+        waits_at: waits(proc, it.task.pid, it.task.tid).unwrap_or_default(),
+    }
+}
+
+/// Whether the task is still in the lock function that its last slot is about: the callers of that are the last frames of
+/// where it waits. Frames are compared by name and offset.
+fn is_inside(it: &Candidate, now: &[String], names: &mut Symbolizer) -> bool {
+    names.cover(&[&it.wants.stack]);
+    let then: Vec<String> = names.frames(&it.wants.stack).iter().skip(1).map(crate::symbolize::Frame::text).collect();
+    !then.is_empty()
+        && now.len() >= then.len()
+        && now.iter().rev().zip(then.iter().rev()).all(|(now, then)| now == then)
+}
+
+/// The stack of a task that waits in a lock function; `None` when it does not, or is gone.
+fn waits(proc: &Path, pid: u32, tid: u32) -> Option<Vec<String>> {
+    let dir = proc.join(pid.to_string()).join("task").join(tid.to_string());
+    let stat = fs::read(dir.join("stat")).ok()?;
+    if Stat::parse(&stat)?.state != 'D' {
+        return None;
+    }
+    let stack = fs::read_to_string(dir.join("stack")).ok()?;
+    shows_lock_wait(&stack).then(|| stack.lines().map(frame).collect())
+}
+
+/// `[<0>] name+0x1/0x2 [module]` as other stacks are shown: `name+0x1 [module]`.
+fn frame(line: &str) -> String {
+    let line = line.trim().trim_start_matches("[<0>] ");
+    let (place, module) =
+        line.split_once(' ').map_or((line, String::new()), |(place, module)| (place, format!(" {module}")));
+    format!("{}{module}", place.split('/').next().unwrap_or(place))
+}
+
+fn comm(proc: &Path, pid: u32, tid: u32) -> String {
+    let stat = fs::read(proc.join(pid.to_string()).join("task").join(tid.to_string()).join("stat")).unwrap_or_default();
+    Stat::parse(&stat).map(|stat| crate::record::name(&stat.comm)).unwrap_or_default()
+}
+
+/// The threads of a process that wait for a lock and are in no cycle.
+fn beside(proc: &Path, pid: u32, known: &BTreeSet<u32>) -> Vec<Bystander> {
+    let tasks = fs::read_dir(proc.join(pid.to_string()).join("task")).into_iter().flatten().flatten();
+    let tids = tasks.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let found = tids.filter(|tid| !known.contains(tid)).take(MOST).filter_map(|tid| {
+        let waits_at = waits(proc, pid, tid)?;
+        Some(Bystander { pid, tid, comm: comm(proc, pid, tid), waits_at })
+    });
+    found.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FAULT: &str = "[<0>] rwsem_down_read_slowpath+0x1/0x2\n[<0>] down_read_killable+0x3/0x4\n\
+                         [<0>] lock_mm_and_find_vma+0x5/0x6\n[<0>] ptf_touch+0x7/0x8 [pagetrace_fixture]\n";
+
+    fn task(proc: &Path, tid: u32, state: char, stack: &str) {
+        let dir = proc.join(format!("7/task/{tid}"));
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join("stat"), format!("{tid} (a) b) {state} 1 7 7 0 -1 0 0 0 0 0\n")).unwrap();
+        fs::write(dir.join("stack"), stack).unwrap();
+    }
+
+    fn candidate(tid: u32, holds: LockMode) -> Candidate {
+        let lock = |mode| Lock { claim: Claim { lock: 1, mode }, name: "mmap_lock".to_owned(), stack: vec![1] };
+        let task = TaskId { pid: 7, tid, comm: "a) b".to_owned(), kernel_thread: false };
+        Candidate { task, holds: vec![lock(holds)], wants: lock(LockMode::Read), looks: 0 }
+    }
+
+    fn names() -> Symbolizer {
+        Symbolizer::recorded()
+    }
+
+    #[test]
+    fn a_task_that_waits_for_itself_is_told_once_at_the_second_look() {
+        let dir = tempfile::tempdir().unwrap();
+        task(dir.path(), 8, 'D', FAULT);
+        task(dir.path(), 9, 'D', "[<0>] rwsem_down_write_slowpath+0x1/0x2\n[<0>] down_write_killable+0x3/0x4\n");
+        task(dir.path(), 10, 'S', "");
+        let mut watch = Watch::new(dir.path().to_owned());
+        watch.faulting.insert((7, 8), candidate(8, LockMode::Write));
+        assert!(watch.look(&mut names()).is_empty(), "one look is none");
+        let found = watch.look(&mut names());
+        let [deadlock] = found.as_slice() else { panic!("{found:?}") };
+        assert_eq!(deadlock.tasks[0].waits_at[3], "ptf_touch+0x7 [pagetrace_fixture]");
+        assert_eq!(deadlock.beside.iter().map(|it| it.tid).collect::<Vec<_>>(), [9]);
+        assert!(watch.look(&mut names()).is_empty(), "told once");
+    }
+
+    #[test]
+    fn a_task_that_comes_back_is_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        task(dir.path(), 8, 'D', FAULT);
+        let mut watch = Watch::new(dir.path().to_owned());
+        watch.faulting.insert((7, 8), candidate(8, LockMode::Read));
+        assert!(watch.look(&mut names()).is_empty());
+        task(dir.path(), 8, 'R', "");
+        assert!(watch.look(&mut names()).is_empty());
+        task(dir.path(), 8, 'D', FAULT);
+        assert!(watch.look(&mut names()).is_empty());
+        assert!(watch.faulting.is_empty());
+    }
+}

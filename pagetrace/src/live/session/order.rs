@@ -1,0 +1,38 @@
+//! What a run does about the lock order and about deadlocks, besides taking records.
+
+use anyhow::Result;
+
+use super::{
+    super::{
+        loader::{NoStacks, monotonic_ns},
+        stacks::LiveStacks,
+    },
+    Observer, Session,
+};
+use crate::output::order::ReportedOrder;
+
+impl Session<'_> {
+    /// Looks for deadlocks.
+    pub(super) fn look(&mut self, ordered: bool, observer: &mut dyn Observer) {
+        if ordered {
+            let stacks = LiveStacks::new(&self.attached, self.facts.kallsyms.as_ref().ok(), &self.modules);
+            self.standing.ordered(&self.attached.order_tasks(), monotonic_ns(), &stacks);
+        }
+        for found in self.standing.look(&mut self.names) {
+            observer.note(&format!("deadlock: {}", found.summary));
+            self.deadlocks.push(found);
+        }
+    }
+
+    /// Takes over what the kernel side only counted about the lock order, and says what the order is.
+    pub(super) fn order(&mut self, observer: &mut dyn Observer) -> Result<ReportedOrder> {
+        for count in self.attached.edge_counts()? {
+            if let Some(tape) = observer.tape() {
+                tape.record(&count.encode(), &NoStacks);
+            }
+            self.gather.orders.count(&count);
+        }
+        self.gather.name_edges(&mut self.names);
+        Ok(self.gather.order())
+    }
+}

@@ -1,0 +1,139 @@
+//! Deadlocks that stand: values of a report, and their text.
+
+use std::fmt::{self, Write};
+
+use serde::{Deserialize, Serialize};
+
+use super::text::{Style, write_stack};
+use crate::{analysis::deadlock::Because, symbolize::Frame};
+
+/// A lock that is held or waited for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StandingLock {
+    /// Its name.
+    pub name: String,
+    /// Its address, or that of its address space.
+    pub address: String,
+    /// `read` or `write`.
+    pub mode: String,
+    /// Where it was taken; empty for one that is waited for.
+    pub stack: Vec<Frame>,
+}
+
+/// A task of a deadlock.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StandingTask {
+    /// Process id.
+    pub pid: u32,
+    /// Thread id.
+    pub tid: u32,
+    /// Thread name.
+    pub comm: String,
+    /// What it holds.
+    pub holds: Vec<StandingLock>,
+    /// What it waits for.
+    pub waits_for: StandingLock,
+    /// Why it waits for the next task, and the last for the first.
+    pub because: Because,
+    /// Where it waits, as the kernel says, innermost first.
+    pub waits_at: Vec<String>,
+}
+
+/// A thread of one of the processes that waits for a lock too.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bystander {
+    /// Process id.
+    pub pid: u32,
+    /// Thread id.
+    pub tid: u32,
+    /// Thread name.
+    pub comm: String,
+    /// Where it waits, innermost first.
+    pub waits_at: Vec<String>,
+}
+
+/// Tasks that wait for each other.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReportedDeadlock {
+    /// Its class, as other findings have one.
+    pub class: String,
+    /// What it is, in a sentence.
+    pub summary: String,
+    /// Its tasks, each waiting for the next.
+    pub tasks: Vec<StandingTask>,
+    /// Other threads of these processes that wait for a lock.
+    pub beside: Vec<Bystander>,
+}
+
+impl ReportedDeadlock {
+    /// A deadlock of these tasks.
+    pub fn of(tasks: Vec<StandingTask>, beside: Vec<Bystander>) -> Self {
+        let summary = summary(&tasks);
+        Self { class: "deadlock".to_owned(), summary, tasks, beside }
+    }
+}
+
+fn who(task: &StandingTask) -> String {
+    format!("{} (pid {}, tid {})", task.comm, task.pid, task.tid)
+}
+
+fn why(because: Because) -> &'static str {
+    match because {
+        Because::Holds => "which is held by",
+        Because::Queued => "behind a writer that queued for it,",
+        Because::QueuedUnknown => "behind a writer that queued for it, which waits for",
+    }
+}
+
+fn summary(tasks: &[StandingTask]) -> String {
+    match tasks {
+        [only] => {
+            let behind =
+                if only.because == Because::QueuedUnknown { ", behind a writer that waits for it" } else { "" };
+            format!("{} waits for {}, which it holds itself{behind}", who(only), only.waits_for.name)
+        }
+        _ => {
+            let names: Vec<String> = tasks.iter().map(who).collect();
+            format!("{} wait for each other", names.join(" and "))
+        }
+    }
+}
+
+/// Writes them, numbered from `first` on.
+pub(super) fn write(out: &mut String, deadlocks: &[ReportedDeadlock], first: usize, style: Style) -> fmt::Result {
+    for (number, deadlock) in (first..).zip(deadlocks) {
+        writeln!(out, "#{number} deadlock, {}: {}", style.paint("1;31", "standing"), deadlock.summary)?;
+        for (at, task) in deadlock.tasks.iter().enumerate() {
+            let next = deadlock.tasks.get((at + 1) % deadlock.tasks.len()).unwrap_or(task);
+            writeln!(
+                out,
+                "  {} waits for {} ({}) {} {}",
+                who(task),
+                task.waits_for.name,
+                task.waits_for.mode,
+                why(task.because),
+                who(next)
+            )?;
+            for lock in &task.holds {
+                writeln!(out, "  {} holds {} ({})", who(task), lock.name, lock.mode)?;
+                write_stack(out, "which was taken here", &lock.stack)?;
+            }
+            write_lines(out, &format!("{} waits here", who(task)), &task.waits_at)?;
+        }
+        for task in &deadlock.beside {
+            let who =
+                format!("{} (pid {}, tid {}), which waits for a lock as well, is here", task.comm, task.pid, task.tid);
+            write_lines(out, &who, &task.waits_at)?;
+        }
+        writeln!(out)?;
+    }
+    Ok(())
+}
+
+fn write_lines(out: &mut String, title: &str, lines: &[String]) -> fmt::Result {
+    writeln!(out, "  {title}:")?;
+    if lines.is_empty() {
+        writeln!(out, "    (the kernel does not show it)")?;
+    }
+    lines.iter().try_for_each(|line| writeln!(out, "    {line}"))
+}
