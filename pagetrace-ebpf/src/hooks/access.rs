@@ -16,7 +16,10 @@ use pagetrace_ebpf::wire::{
     setting,
 };
 
-use super::violation::{Access, emit, wanted};
+use super::{
+    order,
+    violation::{Access, emit, wanted},
+};
 use crate::{
     kernel::{current_mm, member, nofault, read, setting},
     state::{count, holds, task},
@@ -123,7 +126,7 @@ fn is_own(ip: u64) -> bool {
 /// Whether an access here and now is worth looking at.
 #[inline(always)]
 fn concerns(ip: u64) -> bool {
-    !is_own(ip) && task().is_some_and(|task| holds(task))
+    !is_own(ip) && (task().is_some_and(|task| holds(task)) || order::holds())
 }
 
 /// A function that accesses user memory at `address` was entered; `ip` is where its probe sits.
@@ -206,7 +209,12 @@ fn judge(ctx: &impl EbpfContext, ip: u64, address: u64, direction: Direction) {
     if context == Context::Unknown {
         return count_unknown(&access);
     }
-    if let Some(task) = task() {
+    if order::holds() {
+        order::on_access(ctx, mm, address);
+    }
+    if let Some(task) = task()
+        && holds(task)
+    {
         emit(ctx, task, &access);
     }
 }

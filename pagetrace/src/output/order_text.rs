@@ -125,3 +125,114 @@ fn scenario(out: &mut String, shape: Shape, edges: &[&ReportedEdge]) -> fmt::Res
     };
     writeln!(out, "    *** deadlock: {note} ***")
 }
+
+#[cfg(test)]
+mod tests {
+    use pagetrace_ebpf::wire::{
+        Header, MmOwner,
+        lock::held,
+        order::{Edge, LockClass, OrderLock, class, how},
+    };
+
+    use super::*;
+    use crate::{
+        analysis::{Stacks, order::Orders},
+        kernel::locks::LockFields,
+        output::{dot, order::ReportedEdge},
+        record::user::Symbol,
+        symbolize::Symbolizer,
+    };
+
+    struct NoStacks;
+
+    impl Stacks for NoStacks {
+        fn stack(&self, _id: i32) -> Option<Vec<u64>> {
+            Some(vec![0xffff_ffff_8100_0010])
+        }
+        fn is_fault_entry(&self, _address: u64) -> bool {
+            false
+        }
+        fn is_user_access(&self, _address: u64) -> bool {
+            false
+        }
+        fn function(&self, _address: u64) -> Option<u64> {
+            None
+        }
+    }
+
+    const MUTEX: u64 = 0xffff_ffff_c000_1000;
+
+    fn edge(held: OrderLock, wanted: OrderLock, address: u64) -> Edge {
+        let mut record = Edge { held, wanted, address, stack_len: 8, ..Edge::default() };
+        let mut comm = [0; 16];
+        comm[..3].copy_from_slice(b"drv");
+        record.header = Header { ts: 2_000_000, tid: 9, tgid: 8, comm, ..Header::default() };
+        record.stack[0] = 0xffff_ffff_8100_0020;
+        record
+    }
+
+    fn example() -> ReportedOrder {
+        let mm = MmOwner { mm: 1, tgid: 8, ..MmOwner::default() };
+        let mmap = |flags| OrderLock {
+            class: LockClass { kind: class::MMAP, owner: 1, ..LockClass::default() },
+            address: 0x70,
+            since: 1_000_000,
+            mm,
+            flags,
+            ..OrderLock::default()
+        };
+        let mutex = OrderLock {
+            class: LockClass { kind: class::ADDRESS, owner: MUTEX, ..LockClass::default() },
+            address: MUTEX,
+            since: 1_500_000,
+            flags: held::WRITE | how::MUTEX,
+            ..OrderLock::default()
+        };
+        let mut orders = Orders::default();
+        orders.take(&edge(mmap(held::WRITE), mutex, 0), &NoStacks);
+        orders.take(&edge(mutex, mmap(held::READ | how::BY_FAULT), 0x1000), &NoStacks);
+        let mut names = Symbolizer::recorded();
+        let symbol = |name: &str, module: Option<&str>| Symbol {
+            name: name.to_owned(),
+            offset: 0,
+            module: module.map(str::to_owned),
+        };
+        names.learn(MUTEX, symbol("drv_lock", Some("drv")));
+        names.learn(0xffff_ffff_8100_0010, symbol("mutex_lock", None));
+        names.learn(0xffff_ffff_8100_0020, symbol("lock_mm_and_find_vma", None));
+        let fields = LockFields::default();
+        let named = orders.edges().iter().map(|edge| ReportedEdge::name(edge, &mut names, &fields)).collect();
+        ReportedOrder::of(&orders, named)
+    }
+
+    #[test]
+    fn an_inversion_says_who_what_where_and_how_it_ends() {
+        let mut out = String::new();
+        write(&mut out, &example(), 1, Style { colour: false }).unwrap();
+        let expected = [
+            "#1 lock-order, inversion: mmap_lock is taken in both orders with other locks: mmap_lock -> drv:drv_lock -> mmap_lock",
+            "  1. drv (pid 8, tid 9) wanted drv:drv_lock for write, and held mmap_lock of process 8 () for write",
+            "  2. drv (pid 8, tid 9) wanted mmap_lock of process 8 () for read, by a page fault at 0x1000, and held drv:drv_lock \
+             for write",
+            "  seen once, first at 0.002000 s, with the outer lock held for 500.0 us",
+            "  drv:drv_lock is the mutex at 0xffffffffc0001000, a variable of that name",
+            "    A, as drv                                     B, as drv",
+            "    holds mmap_lock (write)",
+            "                                                  holds drv:drv_lock (write)",
+            "    waits for drv:drv_lock (write)",
+            "                                                  waits for mmap_lock (read)",
+            "    *** deadlock: nobody goes on ***",
+            "  Do not touch user memory while drv:drv_lock is held: copy before it is taken, or to a kernel buffer and to the user",
+        ];
+        for line in expected {
+            assert!(out.lines().any(|have| have == line), "{line}\nis not in\n{out}");
+        }
+    }
+
+    #[test]
+    fn the_graph_marks_the_cycle() {
+        let dot = dot::render(&example());
+        assert_eq!(dot.matches("color=red").count(), 2, "{dot}");
+        assert!(dot.contains("label=\"drv:drv_lock\"") && dot.contains("label=\"ww x1\""), "{dot}");
+    }
+}

@@ -162,7 +162,7 @@ fn run(host: bool, only: Option<&str>, tally: &mut Tally) -> Result<()> {
     if wanted("order") {
         let ways: Vec<&str> =
             [("kprobe", kprobes), ("fentry", fentry)].into_iter().filter(|it| it.1).map(|it| it.0).collect();
-        order::run(&tool, fixtures.module, if host { &[] } else { &ways }, tally);
+        order::run(&tool, fixtures.module, if host { &[] } else { &ways }, only.is_some(), tally);
     }
     if wanted("manners") {
         manners::run(&tool, host, fixtures, tally);
@@ -292,5 +292,8 @@ fn hang(tool: &Tool, options: &[&str], after: &str, expected: &Hanging) -> Resul
     let stole = expected.mode == "read" && ended.log.contains(&format!("kmod {}: ok", expected.case));
     let report = report::parse(&ended.stdout)?;
     report::hangs(&report, expected, !stole)?;
+    if !stole {
+        order::stands(&report, expected.case, expected.mode)?;
+    }
     Ok(report)
 }
