@@ -452,3 +452,6 @@ fn recursion_misses(program: &Program) -> Option<u64> {
     let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
     text.lines().find_map(|line| line.strip_prefix("recursion_misses:")?.trim().parse().ok())
 }
+
+#[cfg(test)]
+mod object;

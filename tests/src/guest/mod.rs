@@ -232,7 +232,7 @@ fn violating(tool: &Tool, attach: &str, fixtures: Fixtures, tally: &mut Tally) -
 
 fn violating_report(tool: &Tool, attach: &str, fixtures: Fixtures) -> Result<Value> {
     let ended = tool.run(tool.check(&["--attach", attach], &fixtures.violating()?))?;
-    exercised(&ended.log, fixtures, Kind::Violating)?;
+    exercised(&ended, fixtures, Kind::Violating)?;
     ensure!(ended.status.code() == Some(1), "ended with {}, not 1: {}", ended.status, tail(&ended.stderr));
     let report = report::parse(&ended.stdout)?;
     ensure!(report::text(&report["verdict"]) == "findings", "the verdict is {}", report["verdict"]);
@@ -242,7 +242,7 @@ fn violating_report(tool: &Tool, attach: &str, fixtures: Fixtures) -> Result<Val
 
 fn clean(tool: &Tool, attach: &str, fixtures: Fixtures) -> Result<()> {
     let ended = tool.run(tool.check(&["--attach", attach], &fixtures.clean()?))?;
-    exercised(&ended.log, fixtures, Kind::Clean)?;
+    exercised(&ended, fixtures, Kind::Clean)?;
     clean_or_skipped(attach, &report::parse(&ended.stdout)?, &ended)
 }
 
@@ -264,14 +264,22 @@ fn clean_or_skipped(attach: &str, report: &Value, ended: &Ended) -> Result<()> {
 }
 
 /// A pattern that did not take place proves nothing, found or not.
-fn exercised(log: &str, fixtures: Fixtures, kind: Kind) -> Result<()> {
+fn exercised(ended: &Ended, fixtures: Fixtures, kind: Kind) -> Result<()> {
+    let log = ended.log.as_str();
     let failed: Vec<_> = log.lines().filter(|line| line.contains(": FAILED: ")).collect();
     ensure!(failed.is_empty(), "not exercised: {}", failed.join(" | "));
     for case in CASES.iter().filter(|case| fixtures.module && case.kind == kind) {
         let line = format!("kmod {}: ok", case.name);
-        ensure!(log.contains(&line), "case {} left no line; the log: {}", case.name, tail(log));
+        ensure!(
+            log.contains(&line),
+            "case {} left no line; ended with {}; the log: {}; stderr: {}",
+            case.name,
+            ended.status,
+            tail(log),
+            tail(&ended.stderr)
+        );
     }
-    ensure!(!log.is_empty(), "the command did not run");
+    ensure!(!log.is_empty(), "the command did not run: {}", tail(&ended.stderr));
     Ok(())
 }
 
