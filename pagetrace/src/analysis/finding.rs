@@ -109,7 +109,9 @@ pub struct HeldLock {
     pub trylock: bool,
     /// Write-held before, downgraded since.
     pub downgraded: bool,
-    /// Nanoseconds held when the access faulted.
+    /// Nobody saw it being taken, before tracing began for one: the lock's own word names the task as its writer.
+    pub taken_unseen: bool,
+    /// Nanoseconds held when the access faulted, as far as is known.
     pub held_ns: u64,
     /// Whether a writer waited for it at that moment; `None` when it is write-held.
     pub writer_queued: Option<bool>,

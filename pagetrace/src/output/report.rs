@@ -261,7 +261,10 @@ pub struct Lock {
     pub trylock: bool,
     /// Was a writer before.
     pub downgraded: bool,
-    /// Nanoseconds held.
+    /// Nobody saw it being taken, before tracing began for one: the lock's own word names the task as its writer.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub taken_unseen: bool,
+    /// Nanoseconds held, as far as is known.
     pub held_ns: u64,
     /// Whether a writer was queued.
     pub writer_queued: Option<bool>,
@@ -325,6 +328,7 @@ fn lock(held: &HeldLock, names: &Symbolizer) -> Lock {
         mode: held.mode,
         trylock: held.trylock,
         downgraded: held.downgraded,
+        taken_unseen: held.taken_unseen,
         held_ns: held.held_ns,
         writer_queued: held.writer_queued,
         stack: names.frames(&held.stack),

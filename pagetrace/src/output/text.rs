@@ -223,6 +223,16 @@ fn write_lock(out: &mut String, lock: &Lock) -> fmt::Result {
         Some(false) => notes.push_str(", no writer queued"),
         None => {}
     }
+    if lock.taken_unseen {
+        writeln!(
+            out,
+            "  lock     mmap_lock of {relation}, {} of {}, held for {mode}, says the lock itself: it was taken unseen, \
+             before tracing began perhaps{notes}",
+            lock.mm,
+            owner_text(lock.owner.as_ref())
+        )?;
+        return Ok(());
+    }
     let held = lock.held_ns as f64 / 1000.0;
     writeln!(
         out,

@@ -5,6 +5,7 @@
 //! it is asked. Guests are slow, so one run of pagetrace covers all cases of a kind.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command-line program")]
 
+pub mod before;
 pub mod expect;
 pub mod manners;
 pub mod provoke;
@@ -41,7 +42,7 @@ pub fn main() -> ExitCode {
         ["--only", part] => (false, Some(*part)),
         _ => {
             eprintln!(
-                "usage: pagetrace-guest-suite [--host | --only kprobe|fentry|tracepoint|raw-tracepoint|strict|manners|targets|hang]"
+                "usage: pagetrace-guest-suite [--host | --only kprobe|fentry|tracepoint|raw-tracepoint|before|strict|manners|targets|hang]"
             );
             return ExitCode::from(2);
         }
@@ -154,6 +155,10 @@ fn run(host: bool, only: Option<&str>, tally: &mut Tally) -> Result<()> {
         } else {
             tally.skip(attach, "this kernel does not show the lock that way, or too slowly to test");
         }
+    }
+    if fixtures.module && wanted("before") {
+        let has = ways.iter().filter(|(_, has)| *has).map(|(attach, _)| *attach).collect::<Vec<_>>();
+        before::run(&tool, &has, tally);
     }
     if wanted("strict") {
         strict::run(&tool, kprobes, fentry, fixtures, tally);
