@@ -4,7 +4,7 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
 
-use super::exit::Misuse;
+use super::{baseline::BaselineArgs, ci::CiArgs, exit::Misuse};
 use crate::{
     live::{loader::Sizes, prepare::Run, provoke, session::Spec, workload::targets::Selection},
     output::Format,
@@ -37,6 +37,8 @@ pub enum Command {
     Record(RecordArgs),
     /// Give the verdict of a recording; needs no root, and works on any machine
     Report(ReportArgs),
+    /// Keep a file of findings that are known
+    Baseline(BaselineArgs),
     /// Show what would be attached on this kernel, what was passed over and why, and what stays unseen
     Probes(ProbesArgs),
 }
@@ -125,6 +127,9 @@ pub struct CheckArgs {
     /// Also find user accesses under a lock that do not fault: each may fault another time
     #[arg(long)]
     pub strict: bool,
+    /// What it means elsewhere.
+    #[command(flatten)]
+    pub ci: CiArgs,
 }
 
 /// `trace`.
@@ -159,6 +164,9 @@ pub struct RecordArgs {
     /// Form of the report, which goes to stdout
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
+    /// What it means elsewhere.
+    #[command(flatten)]
+    pub ci: CiArgs,
 }
 
 /// `report`.
@@ -170,6 +178,9 @@ pub struct ReportArgs {
     /// Where to.
     #[command(flatten)]
     pub output: Output,
+    /// What it means elsewhere.
+    #[command(flatten)]
+    pub ci: CiArgs,
 }
 
 /// `probes`.

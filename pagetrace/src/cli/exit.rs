@@ -60,6 +60,11 @@ pub(super) struct Unmet(pub(super) String);
 #[error("{0}")]
 pub(super) struct Misuse(pub(super) &'static str);
 
+/// Arguments that are well formed but name what cannot be used, said with what they name.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Refused(pub(super) String);
+
 impl Exit {
     /// The code a verdict ends with; a clean run hands on the command's own.
     pub fn of_verdict(verdict: Verdict, command: Option<u8>) -> Self {
@@ -76,6 +81,9 @@ impl Exit {
         for cause in err.chain() {
             if let Some(start) = cause.downcast_ref::<StartError>() {
                 return start.shell_code().map_or(Self::Internal, Self::Command);
+            }
+            if cause.is::<Refused>() {
+                return Self::Usage;
             }
             if cause.is::<TargetError>() || cause.is::<CgroupError>() || cause.is::<UserError>() || cause.is::<Misuse>()
             {

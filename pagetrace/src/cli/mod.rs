@@ -1,8 +1,11 @@
 //! The command line: arguments to a run, a run to output and exit code. Decides nothing about events.
 
 mod args;
+mod baseline;
 mod check;
+mod ci;
 mod exit;
+mod outputs;
 mod probes;
 mod record;
 mod report;
@@ -32,6 +35,7 @@ pub fn main() -> ExitCode {
         Command::Trace(args) => trace::run(&args),
         Command::Record(args) => record::run(&args),
         Command::Report(args) => report::run(&args),
+        Command::Baseline(args) => baseline::run(&args),
         Command::Probes(args) => probes::run(&args),
     };
     match result {

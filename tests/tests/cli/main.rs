@@ -3,6 +3,8 @@
 mod arguments;
 mod commands;
 mod ends;
+mod outputs;
+mod policy;
 mod provoke;
 mod recordings;
 mod run;
