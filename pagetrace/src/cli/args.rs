@@ -4,7 +4,7 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
 
-use super::{baseline::BaselineArgs, ci::CiArgs, exit::Misuse};
+use super::{baseline::BaselineArgs, ci::CiArgs, exit::Misuse, vm::VmArgs};
 use crate::{
     live::{loader::Sizes, prepare::Run, provoke, session::Spec, workload::targets::Selection},
     output::Format,
@@ -37,6 +37,8 @@ pub enum Command {
     Record(RecordArgs),
     /// Give the verdict of a recording; needs no root, and works on any machine
     Report(ReportArgs),
+    /// Run check, trace or record on test kernels, with the command and its libraries, and bring back what came of it
+    Vm(Box<VmArgs>),
     /// Keep a file of findings that are known
     Baseline(BaselineArgs),
     /// Show what would be attached on this kernel, what was passed over and why, and what stays unseen

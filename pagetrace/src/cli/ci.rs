@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Further outputs and policy.
-#[derive(Debug, Clone, Default, ClapArgs)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, ClapArgs)]
 pub struct CiArgs {
     /// Where else the report goes.
     #[command(flatten)]
@@ -33,7 +33,7 @@ pub struct CiArgs {
 }
 
 /// Which findings count.
-#[derive(Debug, Clone, Default, ClapArgs)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, ClapArgs)]
 #[command(next_help_heading = "Policy")]
 pub struct PolicyArgs {
     /// Count only findings of this class, at least this severe; `any` is every class (repeatable)
@@ -58,6 +58,11 @@ pub(super) struct Ready {
 }
 
 impl CiArgs {
+    /// Whether nothing was asked for.
+    pub(super) fn is_default(&self) -> bool {
+        self == &Self::default()
+    }
+
     /// Reads the policy and opens the outputs. `taken` are other files of the command, by the name of their option.
     pub(super) fn open(&self, taken: &[(&str, Option<&Path>)]) -> Result<Ready> {
         let policy = self.policy.read()?;

@@ -32,21 +32,31 @@ pub enum Exit {
     Incomplete,
     /// 5: an internal or I/O error.
     Internal,
+    /// 69: a test machine failed, which says nothing about what was to be checked on it.
+    Machine,
     /// The traced command's own code.
     Command(u8),
 }
 
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
-        Self::from(match exit {
-            Exit::Clean => 0,
-            Exit::Findings => 1,
-            Exit::Usage => 2,
-            Exit::Cannot => 3,
-            Exit::Incomplete => 4,
-            Exit::Internal => 5,
-            Exit::Command(code) => code,
-        })
+        Self::from(exit.code())
+    }
+}
+
+impl Exit {
+    /// The number.
+    pub const fn code(self) -> u8 {
+        match self {
+            Self::Clean => 0,
+            Self::Findings => 1,
+            Self::Usage => 2,
+            Self::Cannot => 3,
+            Self::Incomplete => 4,
+            Self::Internal => 5,
+            Self::Machine => 69,
+            Self::Command(code) => code,
+        }
     }
 }
 

@@ -11,6 +11,7 @@ mod record;
 mod report;
 mod sink;
 mod trace;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -35,6 +36,7 @@ pub fn main() -> ExitCode {
         Command::Trace(args) => trace::run(&args),
         Command::Record(args) => record::run(&args),
         Command::Report(args) => report::run(&args),
+        Command::Vm(args) => vm::run(&args),
         Command::Baseline(args) => baseline::run(&args),
         Command::Probes(args) => probes::run(&args),
     };

@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Where else the report goes.
-#[derive(Debug, Clone, Default, ClapArgs)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, ClapArgs)]
 #[command(next_help_heading = "Further outputs")]
 pub struct Outputs {
     /// Write the report as JUnit XML to this file as well

@@ -2,6 +2,7 @@
 
 pub mod advice;
 pub mod case;
+pub mod console;
 pub mod document;
 pub mod event;
 pub mod fingerprint;

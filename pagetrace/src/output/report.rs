@@ -4,7 +4,7 @@ use std::{borrow::Cow, collections::BTreeMap};
 
 use serde::{Deserialize, Serialize};
 
-use super::{advice, fingerprint, provocation::Provocation};
+use super::{advice, console::Sign, fingerprint, provocation::Provocation};
 use crate::{
     analysis::{Class, Finding, HeldLock, Inputs, LockMode, MmId, Relation, Severity, Verdict, VmaInfo, judge},
     lines::Source,
@@ -48,6 +48,9 @@ pub struct Report {
     /// Source lines of the frames, by their addresses, as far as debug information was at hand.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub sources: BTreeMap<String, Source>,
+    /// What the kernel of a test machine said about its own health.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub console: Vec<Sign>,
     /// What follows from it, where a policy was given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<policy::Outcome>,
@@ -101,6 +104,7 @@ impl Report {
             provocation,
             recording,
             sources: BTreeMap::new(),
+            console: Vec::new(),
             policy: None,
         }
     }

@@ -95,6 +95,12 @@ fn write_closing(out: &mut String, report: &Report, style: Style) -> fmt::Result
             recording.records, recording.bytes
         )?;
     }
+    for sign in &report.console {
+        writeln!(out, "  console: {}: {}", sign.kind, sign.message)?;
+        for line in &sign.more {
+            writeln!(out, "    {line}")?;
+        }
+    }
     if let Some(command) = &report.command {
         write_command(out, command)?;
     }

@@ -3,6 +3,7 @@
 mod arguments;
 mod commands;
 mod ends;
+mod examples;
 mod outputs;
 mod policy;
 mod provoke;
@@ -10,3 +11,4 @@ mod recordings;
 mod run;
 mod selection;
 mod unprivileged;
+mod vm;
