@@ -17,7 +17,7 @@ use crate::{
 #[command(
     version,
     arg_required_else_help = true,
-    after_help = "Exit codes: 0 clean, 1 findings, 2 usage, 3 this kernel or user cannot, 4 incomplete, 5 internal error; \
+    after_help = "Exit codes: 0 clean, 1 findings, 2 usage, 3 this kernel or user cannot, 4 incomplete, 5 internal error, 69 test machine failed (vm); \
 a clean run of a command ends with the command's own code (128+n for a signal)."
 )]
 pub struct Args {

@@ -1,4 +1,5 @@
-//! JUnit XML, as CI servers collect it: a suite for each run, in it one test for the verdict and one for each finding.
+//! JUnit XML, as CI servers collect it: a suite for each run, in it one test for the verdict, one for the command, and one for
+//! each finding.
 //!
 //! Names of tests hold nothing that changes from run to run, since servers follow a test by its name.
 
@@ -8,7 +9,7 @@ use quick_junit::{NonSuccessKind, Report, TestCase, TestCaseStatus, TestSuite};
 
 use super::{
     case::{Case, Standing},
-    report::ReportedFinding,
+    report::{Command, ReportedFinding},
     text::{self, Style},
 };
 
@@ -42,10 +43,24 @@ fn suite(case: &Case<'_>) -> TestSuite {
         verdict.set_system_out(text::closing(report, Style { colour: false }));
     }
     suite.add_test_case(verdict);
+    suite.add_test_cases(case.report.and_then(|report| report.command.as_ref()).map(command));
     for (index, finding) in case.findings().iter().enumerate() {
         suite.add_test_case(test(index + 1, finding));
     }
     suite
+}
+
+/// The command's own end, which the exit code of a run that passes hands on.
+fn command(command: &Command) -> TestCase {
+    let status = match (command.exit_code, command.signal) {
+        (Some(0), _) => TestCaseStatus::success(),
+        (Some(code), _) => not(NonSuccessKind::Failure, &format!("it exited with {code}"), "command"),
+        (None, Some(signal)) => not(NonSuccessKind::Failure, &format!("signal {signal} killed it"), "command"),
+        (None, None) => not(NonSuccessKind::Error, "it has not ended", "command"),
+    };
+    let mut test = TestCase::new("command", status);
+    test.set_classname("pagetrace");
+    test
 }
 
 fn test(number: usize, finding: &ReportedFinding) -> TestCase {

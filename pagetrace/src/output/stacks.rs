@@ -133,9 +133,14 @@ impl ReportedFinding {
         let mut text = format!("{}\n", self.class.name());
         for stack in self.telling() {
             text.push_str(stack.role.name());
-            for frame in stack.own() {
-                text.push(' ');
-                text.push_str(function(frame));
+            let mut last = "";
+            for name in stack.own().iter().map(function) {
+                // How many frames a program and its trampoline come to differs between kernels.
+                if name != BPF || last != BPF {
+                    text.push(' ');
+                    text.push_str(name);
+                }
+                last = name;
             }
             text.push('\n');
         }
@@ -202,6 +207,12 @@ pub(crate) mod tests {
         (moved.count, moved.task.pid, moved.severity) = (9, 77, Severity::Deadlock);
         assert_eq!(fingerprint::of(&moved), one.fingerprint);
         assert_ne!(finding("g").fingerprint, one.fingerprint);
+        let mut by_bpf = one.clone();
+        by_bpf.fault.stack.insert(2, frame("bpf_prog_1f_x", 1));
+        let once = fingerprint::of(&by_bpf);
+        by_bpf.fault.stack.insert(2, Frame { module: Some("bpf".into()), ..frame("bpf_trampoline_6442490053", 1) });
+        assert_eq!(fingerprint::of(&by_bpf), once);
+        assert_ne!(once, one.fingerprint);
         moved.class = Class::UaccessUnderLock;
         assert_ne!(fingerprint::of(&moved), one.fingerprint);
         assert_eq!(one.title(), "fault-under-lock in f [drv]");

@@ -93,6 +93,7 @@ fn junit_is_xml_with_a_verdict_and_a_test_for_each_finding() -> Result<()> {
         ensure!(suite.attribute("tests") == Some(count("testcase").to_string().as_str()), "{text}");
         ensure!(suite.attribute("failures") == Some(count("failure").to_string().as_str()), "{text}");
         ensure!(count("error") == 0 && (count("failure") == 0) == (code == 0), "{text}");
+        ensure!(document.descendants().any(|node| node.attribute("name") == Some("command")), "no command in {text}");
         let verdict = document.descendants().find(|node| node.attribute("name") == Some("verdict"));
         ensure!(verdict.is_some(), "no verdict in {text}");
         for node in document.descendants().filter(|node| node.has_tag_name("testcase")) {
