@@ -119,8 +119,10 @@ impl Ready {
         print: impl FnOnce(&Report) -> Result<()>,
     ) -> Result<Exit> {
         self.complete(&mut report);
-        self.write(&[Case::of(&report)], &report)?;
+        // The report is printed whatever becomes of the other outputs.
+        let written = self.write(&[Case::of(&report)], &report);
         print(&report)?;
+        written?;
         Ok(exit(&report, command))
     }
 }

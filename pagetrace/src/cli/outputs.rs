@@ -77,10 +77,16 @@ impl Outputs {
                 return Err(Refused(format!("{other} and {option} name the same file, {}", path.display())).into());
             }
             used.push((option.to_owned(), path.clone()));
-            // What is in it goes when there is something to replace it: a run that cannot begin must not empty it.
+            // Emptied when all are open: arguments that are refused must not destroy anything.
             let file = OpenOptions::new().write(true).create(true).truncate(false).open(path);
             let file = file.with_context(|| format!("cannot write to {}: give another {option}", path.display()))?;
             sinks.push(Sink { path: path.clone(), file, render });
+        }
+        for Sink { path, file, .. } in &sinks {
+            // A run that ends early must not leave what an earlier one said. A pipe or a device has no length to cut.
+            if file.metadata().is_ok_and(|meta| meta.is_file()) {
+                file.set_len(0).with_context(|| format!("cannot write to {}", path.display()))?;
+            }
         }
         Ok(Open { sinks, github: self.github, debug_info })
     }
@@ -103,11 +109,7 @@ impl Open {
                 Some(render) => render(cases)?,
                 None => serde_json::to_string_pretty(json).context("cannot encode the report")? + "\n",
             };
-            // A pipe or a device has no length to cut.
-            let length = if file.metadata().is_ok_and(|meta| meta.is_file()) { file.set_len(0) } else { Ok(()) };
-            length
-                .and_then(|()| file.write_all(text.as_bytes()))
-                .with_context(|| format!("cannot write to {}", path.display()))?;
+            file.write_all(text.as_bytes()).with_context(|| format!("cannot write to {}", path.display()))?;
         }
         if self.github {
             eprint!("{}", github::render(cases)?);

@@ -214,9 +214,12 @@ fn an_output_of_before_is_replaced_as_a_whole() -> Result<()> {
     let recording = recordings().join("true.ptrace").to_string_lossy().into_owned();
     run(&["report", &recording, "--json", &file.to_string_lossy()])?.exits(0)?;
     serde_json::from_str::<Value>(&fs::read_to_string(&file)?)?;
-    // A run that cannot begin leaves it alone.
-    run(&["report", "/no/such/recording", "--json", &file.to_string_lossy()])?.exits(5)?;
+    // Arguments that are refused leave it alone; a run that fails does not leave what another said.
+    let name = file.to_string_lossy().into_owned();
+    run(&["report", &recording, "--json", &name, "--junit", &name])?.exits(2)?;
     serde_json::from_str::<Value>(&fs::read_to_string(&file)?)?;
+    run(&["report", "/no/such/recording", "--json", &name])?.exits(5)?;
+    ensure!(fs::read(&file)?.is_empty(), "what an earlier run said is still there");
     Ok(())
 }
 

@@ -155,6 +155,12 @@ impl Setup {
             None if matches!(self.inner.kind, Kind::Trace(_)) => {}
             None => {
                 let said = String::from_utf8_lossy(&column.streams.stderr).trim().to_owned();
+                column.exit = match code {
+                    2 => Exit::Usage,
+                    3 => Exit::Cannot,
+                    5 => Exit::Internal,
+                    code => Exit::Command(code),
+                };
                 column.failure = Some(format!("pagetrace in the guest ended with {code} and made no report: {said}"));
             }
         }
