@@ -5,12 +5,12 @@
 
 use std::{cell::RefCell, collections::HashMap, fs, path::PathBuf, time::Instant};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{kernel::kallsyms::Kallsyms, record::user::Symbol};
 
 /// One frame of a kernel stack.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Frame {
     /// Address, as `0x…`.
     pub addr: String,

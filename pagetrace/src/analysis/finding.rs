@@ -1,9 +1,9 @@
 //! What a finding is made of. Addresses stay addresses here; names are added when it is shown.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Kind of finding.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Class {
     /// A kernel-mode access to a user address faulted while the task held an mmap lock.
@@ -15,7 +15,7 @@ pub enum Class {
 }
 
 /// How bad it is, mildest first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Severity {
     /// Nothing faulted this time: the day a page is not there, it is one of the others.
@@ -77,7 +77,7 @@ pub struct MmId {
 }
 
 /// Read or write.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LockMode {
     /// Shared.
@@ -87,7 +87,7 @@ pub enum LockMode {
 }
 
 /// Whose lock is held, seen from the faulting address space.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Relation {
     /// The faulting mm's own lock.
@@ -120,7 +120,7 @@ pub struct HeldLock {
 }
 
 /// The VMA of the faulting address.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmaInfo {
     /// First address.
     pub start: u64,

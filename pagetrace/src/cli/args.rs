@@ -4,7 +4,7 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
 
-use super::exit::Misuse;
+use super::{baseline::BaselineArgs, ci::CiArgs, exit::Misuse, vm::VmArgs};
 use crate::{
     live::{loader::Sizes, prepare::Run, provoke, session::Spec, workload::targets::Selection},
     output::Format,
@@ -17,7 +17,7 @@ use crate::{
 #[command(
     version,
     arg_required_else_help = true,
-    after_help = "Exit codes: 0 clean, 1 findings, 2 usage, 3 this kernel or user cannot, 4 incomplete, 5 internal error; \
+    after_help = "Exit codes: 0 clean, 1 findings, 2 usage, 3 this kernel or user cannot, 4 incomplete, 5 internal error, 69 test machine failed (vm); \
 a clean run of a command ends with the command's own code (128+n for a signal)."
 )]
 pub struct Args {
@@ -37,6 +37,10 @@ pub enum Command {
     Record(RecordArgs),
     /// Give the verdict of a recording; needs no root, and works on any machine
     Report(ReportArgs),
+    /// Run check, trace or record on test kernels, with the command and its libraries, and bring back what came of it
+    Vm(Box<VmArgs>),
+    /// Keep a file of findings that are known
+    Baseline(BaselineArgs),
     /// Show what would be attached on this kernel, what was passed over and why, and what stays unseen
     Probes(ProbesArgs),
 }
@@ -125,6 +129,9 @@ pub struct CheckArgs {
     /// Also find user accesses under a lock that do not fault: each may fault another time
     #[arg(long)]
     pub strict: bool,
+    /// What it means elsewhere.
+    #[command(flatten)]
+    pub ci: CiArgs,
 }
 
 /// `trace`.
@@ -159,6 +166,9 @@ pub struct RecordArgs {
     /// Form of the report, which goes to stdout
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
+    /// What it means elsewhere.
+    #[command(flatten)]
+    pub ci: CiArgs,
 }
 
 /// `report`.
@@ -170,6 +180,9 @@ pub struct ReportArgs {
     /// Where to.
     #[command(flatten)]
     pub output: Output,
+    /// What it means elsewhere.
+    #[command(flatten)]
+    pub ci: CiArgs,
 }
 
 /// `probes`.

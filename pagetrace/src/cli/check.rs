@@ -127,6 +127,7 @@ pub(super) fn command(argv: &[std::ffi::OsString], end: CommandEnd) -> Command {
 /// Runs the check.
 pub(super) fn run(args: &CheckArgs) -> Result<Exit> {
     let provoke = args.provoke()?;
+    let ready = args.ci.open(&[("--output", args.run.output.output.as_deref())])?;
     let (mut out, style) = sink::open(args.run.output.output.as_deref())?;
     let facts = facts()?;
     if provoke.is_some() {
@@ -136,8 +137,7 @@ pub(super) fn run(args: &CheckArgs) -> Result<Exit> {
     let outcomes = drive(&facts, spec, &mut Quiet)?;
     let code = outcomes.command.and_then(|end| end.ended).and_then(Ended::code);
     let report = report(&facts, &args.run.target.argv, outcomes);
-    print(&report, args.run.output.format, &mut *out, style)?;
-    Ok(Exit::of_verdict(report.verdict, code))
+    ready.conclude(report, code, |report| print(report, args.run.output.format, &mut *out, style))
 }
 
 /// Writes a report. That nobody reads it is no error.

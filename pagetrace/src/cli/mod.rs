@@ -1,13 +1,17 @@
 //! The command line: arguments to a run, a run to output and exit code. Decides nothing about events.
 
 mod args;
+mod baseline;
 mod check;
+mod ci;
 mod exit;
+mod outputs;
 mod probes;
 mod record;
 mod report;
 mod sink;
 mod trace;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -32,6 +36,8 @@ pub fn main() -> ExitCode {
         Command::Trace(args) => trace::run(&args),
         Command::Record(args) => record::run(&args),
         Command::Report(args) => report::run(&args),
+        Command::Vm(args) => vm::run(&args),
+        Command::Baseline(args) => baseline::run(&args),
         Command::Probes(args) => probes::run(&args),
     };
     match result {

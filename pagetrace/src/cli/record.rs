@@ -53,6 +53,7 @@ impl Observer for Recorder {
 
 /// Records.
 pub(super) fn run(args: &RecordArgs) -> Result<Exit> {
+    let ready = args.ci.open(&[("--output", Some(&args.output))])?;
     let file = writer::open(&args.output)?;
     let facts = facts()?;
     // A fraction of the ring: the reader has time until it is full, and is not woken for each record.
@@ -96,9 +97,9 @@ pub(super) fn run(args: &RecordArgs) -> Result<Exit> {
     }
     let (mut out, style) = sink::open(None)?;
     let read = report::read(&args.output)?;
-    print(&read.report, args.format, &mut *out, style)?;
+    let exit = ready.conclude(read.report, read.code, |report| print(report, args.format, &mut *out, style))?;
     if matches!(written.stop, Some(Stop::Failed(_))) {
         return Ok(Exit::Internal);
     }
-    Ok(read.exit)
+    Ok(exit)
 }

@@ -57,8 +57,8 @@ impl Stacks for Recorded<'_> {
 pub(super) struct Read {
     /// The report.
     pub(super) report: Report,
-    /// The exit code.
-    pub(super) exit: Exit,
+    /// The command's own exit code.
+    pub(super) code: Option<u8>,
 }
 
 /// Reads a recording to its end and judges it.
@@ -148,7 +148,7 @@ pub(super) fn read(path: &Path) -> Result<Read> {
             disagreed: check.disagreed,
         }),
     });
-    Ok(Read { exit: Exit::of_verdict(report.verdict, code), report })
+    Ok(Read { report, code })
 }
 
 fn ended(command: &CommandEnd) -> Option<Ended> {
@@ -166,8 +166,8 @@ fn reported(end: CommandEnd) -> Command {
 
 /// Prints the report of a recording.
 pub(super) fn run(args: &ReportArgs) -> Result<Exit> {
+    let ready = args.ci.open(&[("--output", args.output.output.as_deref()), ("the recording", Some(&args.file))])?;
     let (mut out, style) = sink::open(args.output.output.as_deref())?;
     let read = read(&args.file)?;
-    print(&read.report, args.output.format, &mut *out, style)?;
-    Ok(read.exit)
+    ready.conclude(read.report, read.code, |report| print(report, args.output.format, &mut *out, style))
 }

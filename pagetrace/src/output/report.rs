@@ -2,12 +2,14 @@
 
 use std::{borrow::Cow, collections::BTreeMap};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::{advice, provocation::Provocation};
+use super::{advice, console::Sign, fingerprint, provocation::Provocation};
 use crate::{
     analysis::{Class, Finding, HeldLock, Inputs, LockMode, MmId, Relation, Severity, Verdict, VmaInfo, judge},
+    lines::Source,
     plan::{Attach, PassedOver, Plan, Probe},
+    policy,
     symbolize::{Frame, Symbolizer},
 };
 
@@ -15,10 +17,10 @@ use crate::{
 pub const SCHEMA: &str = "pagetrace.report/1";
 
 /// A whole report.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Report {
     /// [`SCHEMA`].
-    pub schema: &'static str,
+    pub schema: Cow<'static, str>,
     /// The verdict.
     pub verdict: Verdict,
     /// The kernel that was watched.
@@ -43,6 +45,15 @@ pub struct Report {
     /// The recording this was read from; absent in a live run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub recording: Option<Recording>,
+    /// Source lines of the frames, by their addresses, as far as debug information was at hand.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub sources: BTreeMap<String, Source>,
+    /// What the kernel of a test machine said about its own health.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub console: Vec<Sign>,
+    /// What follows from it, where a policy was given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<policy::Outcome>,
 }
 
 /// What a report is made of, whether it comes from a live run or from a recording.
@@ -80,7 +91,7 @@ impl Report {
         let coverage = Coverage::of(&plan, because);
         let loss = inputs.loss.into_iter().collect();
         Self {
-            schema: SCHEMA,
+            schema: SCHEMA.into(),
             verdict,
             kernel,
             command,
@@ -92,12 +103,15 @@ impl Report {
             coverage,
             provocation,
             recording,
+            sources: BTreeMap::new(),
+            console: Vec::new(),
+            policy: None,
         }
     }
 }
 
 /// A recording and what checking it against itself gave.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Recording {
     /// Version of the program that made it.
     pub version: String,
@@ -118,7 +132,7 @@ pub struct Recording {
 }
 
 /// Damage of a recording.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Damage {
     /// Bytes from its start that could be trusted.
     pub offset: u64,
@@ -127,7 +141,7 @@ pub struct Damage {
 }
 
 /// The kernel.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Kernel {
     /// `uname -r`.
     pub release: String,
@@ -136,7 +150,7 @@ pub struct Kernel {
 }
 
 /// The traced command.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Command {
     /// Its words.
     pub argv: Vec<String>,
@@ -153,7 +167,7 @@ pub struct Command {
 }
 
 /// What was attached and what stays unseen.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Coverage {
     /// One entry a logical event.
     pub events: Vec<CoveredEvent>,
@@ -164,10 +178,10 @@ pub struct Coverage {
 }
 
 /// How one event was had.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct CoveredEvent {
     /// The event.
-    pub event: &'static str,
+    pub event: Cow<'static, str>,
     /// The attach type; null when nothing shows it.
     pub attach: Option<Attach>,
     /// The programs.
@@ -183,7 +197,7 @@ impl Coverage {
             .events
             .iter()
             .map(|event| CoveredEvent {
-                event: event.event.name(),
+                event: event.event.name().into(),
                 attach: event.attach,
                 probes: event.probes.clone(),
                 passed_over: event.passed_over.clone(),
@@ -194,12 +208,21 @@ impl Coverage {
 }
 
 /// A finding with names.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ReportedFinding {
     /// Its class.
     pub class: Class,
     /// Its severity.
     pub severity: Severity,
+    /// The same for the same class and functions, in every run: see `fingerprint.rs`.
+    #[serde(default)]
+    pub fingerprint: String,
+    /// The baseline knows it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub baselined: bool,
+    /// Why it does not count; absent when it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub excused: Option<policy::Excuse>,
     /// Times it was seen.
     pub count: u64,
     /// Tasks it was seen of.
@@ -225,7 +248,7 @@ pub struct ReportedFinding {
 }
 
 /// A task.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Task {
     /// Process id.
     pub pid: u32,
@@ -238,7 +261,7 @@ pub struct Task {
 }
 
 /// A process that owns an address space.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Owner {
     /// Process id.
     pub pid: u32,
@@ -247,7 +270,7 @@ pub struct Owner {
 }
 
 /// A lock held.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Lock {
     /// Address of the mm.
     pub mm: String,
@@ -273,7 +296,7 @@ pub struct Lock {
 }
 
 /// The access that faulted.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Fault {
     /// Address.
     pub address: String,
@@ -292,7 +315,7 @@ pub struct Fault {
 }
 
 /// A VMA.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Vma {
     /// First address.
     pub start: String,
@@ -340,9 +363,12 @@ impl ReportedFinding {
     pub fn name(finding: &Finding, names: &Symbolizer) -> Self {
         let Finding { class, severity, task, locks, access, count, tasks, seen, stuck } = finding;
         let instruction = names.frames(&[access.ip]).into_iter().next();
-        Self {
+        let mut named = Self {
             class: *class,
             severity: *severity,
+            fingerprint: String::new(),
+            baselined: false,
+            excused: None,
             count: *count,
             tasks: *tasks,
             first_seen_ns: seen.0,
@@ -367,7 +393,9 @@ impl ReportedFinding {
             },
             summary: advice::summary(finding),
             advice: advice::advice(finding),
-        }
+        };
+        named.fingerprint = fingerprint::of(&named);
+        named
     }
 
     /// Takes over what changed since it was named.

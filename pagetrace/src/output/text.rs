@@ -38,6 +38,18 @@ fn write_report(out: &mut String, report: &Report, style: Style) -> fmt::Result 
     for (index, finding) in report.findings.iter().enumerate() {
         write_finding(out, index + 1, finding, style)?;
     }
+    write_closing(out, report, style)
+}
+
+/// What a report ends with: the verdict and what it rests on.
+pub fn closing(report: &Report, style: Style) -> String {
+    let mut out = String::new();
+    // Writing to a String cannot fail.
+    let _ = write_closing(&mut out, report, style);
+    out
+}
+
+fn write_closing(out: &mut String, report: &Report, style: Style) -> fmt::Result {
     let verdict = match report.verdict {
         Verdict::Clean => style.paint("1;32", "CLEAN"),
         Verdict::Findings => style.paint("1;31", "FINDINGS"),
@@ -83,8 +95,26 @@ fn write_report(out: &mut String, report: &Report, style: Style) -> fmt::Result 
             recording.records, recording.bytes
         )?;
     }
+    for sign in &report.console {
+        writeln!(out, "  console: {}: {}", sign.kind, sign.message)?;
+        for line in &sign.more {
+            writeln!(out, "    {line}")?;
+        }
+    }
     if let Some(command) = &report.command {
         write_command(out, command)?;
+    }
+    write_policy(out, report)
+}
+
+fn write_policy(out: &mut String, report: &Report) -> fmt::Result {
+    let Some(policy) = &report.policy else { return Ok(()) };
+    writeln!(out, "  policy: {}", policy.result.name())?;
+    for why in &policy.because {
+        writeln!(out, "  policy: {why}")?;
+    }
+    if !policy.unused.is_empty() {
+        writeln!(out, "  policy: in the baseline and not found: {}", policy.unused.join(", "))?;
     }
     Ok(())
 }
@@ -136,6 +166,9 @@ pub fn finding(number: usize, finding: &ReportedFinding, style: Style) -> String
 fn write_finding(out: &mut String, number: usize, finding: &ReportedFinding, style: Style) -> fmt::Result {
     let severity = style.severity(finding.severity);
     writeln!(out, "#{number} {}, {severity}: {}", finding.class.name(), finding.summary)?;
+    if let Some(excuse) = &finding.excused {
+        writeln!(out, "  does not count, {}", excuse.text())?;
+    }
     let kind = if finding.task.kernel_thread { " (kernel thread)" } else { "" };
     let mut times = if finding.count == 1 { "once".to_owned() } else { format!("{} times", finding.count) };
     if finding.tasks > 1 {
@@ -168,6 +201,7 @@ fn write_finding(out: &mut String, number: usize, finding: &ReportedFinding, sty
     for line in wrap(&finding.advice, 110) {
         writeln!(out, "  {line}")?;
     }
+    writeln!(out, "  fingerprint {}", finding.fingerprint)?;
     writeln!(out)
 }
 
