@@ -4,7 +4,7 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
 
-use super::exit::Misuse;
+use super::{exit::Misuse, pagemap::PagemapArgs};
 use crate::{
     live::{loader::Sizes, prepare::Run, provoke, session::Spec, workload::targets::Selection},
     output::Format,
@@ -39,6 +39,8 @@ pub enum Command {
     Report(ReportArgs),
     /// Show what would be attached on this kernel, what was passed over and why, and what stays unseen
     Probes(ProbesArgs),
+    /// Read what a process has in memory: /proc/PID/pagemap, every bit of it
+    Pagemap(PagemapArgs),
 }
 
 /// Whom to watch.

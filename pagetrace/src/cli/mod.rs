@@ -3,6 +3,7 @@
 mod args;
 mod check;
 mod exit;
+mod pagemap;
 mod probes;
 mod record;
 mod report;
@@ -33,6 +34,7 @@ pub fn main() -> ExitCode {
         Command::Record(args) => record::run(&args),
         Command::Report(args) => report::run(&args),
         Command::Probes(args) => probes::run(&args),
+        Command::Pagemap(args) => pagemap::run(&args),
     };
     match result {
         Ok(exit) => exit.into(),

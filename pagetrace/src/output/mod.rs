@@ -3,6 +3,7 @@
 pub mod advice;
 pub mod event;
 pub mod gather;
+pub mod pagemap;
 pub mod plan;
 pub mod provocation;
 pub mod report;
