@@ -3,6 +3,7 @@
 mod arguments;
 mod commands;
 mod ends;
+mod pagemap;
 mod provoke;
 mod recordings;
 mod run;
