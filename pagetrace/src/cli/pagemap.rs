@@ -8,6 +8,7 @@ use std::{
     collections::HashMap,
     fs::{self, File},
     io::{self, BufReader, BufWriter},
+    ops::Range,
     path::Path,
     time::{Duration, Instant},
 };
@@ -232,6 +233,7 @@ fn read(
         View::Entries => Detail::Entries,
     };
     let present = Expr::Any(Facts::PRESENT);
+    let mut gone = false;
     let mut asked = Instant::now();
     for vma in &target.vmas {
         let pages = clip(vma);
@@ -249,16 +251,13 @@ fn read(
             let mut gather = Gather::new(looked_for, detail, &mut tell, &mut reached);
             gather.frames = frames.as_deref_mut();
             gather.density = density;
-            let until = picture(args, vma, &pages, walker, &mut gather).transpose();
-            let until = match until {
-                Some(until) => until?,
-                None => walker.vma(
-                    vma,
-                    pages.clone(),
-                    looked_for,
-                    args.view != View::Map || filter.is_some(),
-                    &mut gather,
-                )?,
+            let until = match look(args, vma, &pages, walker, &mut gather) {
+                // What an address space that is gone answers.
+                Err(err) if err.raw_os_error() == Some(libc::ESRCH) => {
+                    gone = true;
+                    pages.end
+                }
+                other => other?,
             };
             gather.finish()?;
             (gather.counts, gather.density.take(), args.flags.then(|| gather.flags.clone()), until)
@@ -275,6 +274,9 @@ fn read(
         progress.borrow_mut().done(count);
         tail.totals.merge(&sums.counts);
         tail.unreadable += unreadable;
+        if gone {
+            break;
+        }
         if unreadable != 0 || asked.elapsed() >= ASK {
             asked = Instant::now();
             if target.process.now() != Now::Same {
@@ -286,6 +288,7 @@ fn read(
     tail.effort = walker.effort();
     let pid = target.process.pid;
     match target.process.now() {
+        Now::Same if gone => tail.incomplete_because.push(format!("the kernel gives no more of the pages of process {pid}")),
         Now::Same => {}
         Now::Ended => tail.incomplete_because.push(format!("process {pid} ended while it was read; what was read last may be missing")),
         Now::Executed => tail
@@ -306,17 +309,22 @@ fn read(
     Ok(tail)
 }
 
-/// A picture alone needs no entries where a scan can tell.
-fn picture(
+/// Goes through a mapping; returns the page at which that ended. A picture alone needs no entries where a scan can tell.
+fn look(
     args: &PagemapArgs,
     vma: &Vma,
-    pages: &std::ops::Range<u64>,
+    pages: &Range<u64>,
     walker: &mut Walker,
     gather: &mut Gather<'_>,
-) -> io::Result<Option<u64>> {
-    let Some(filter) = gather.filter.filter(|_| args.view == View::Map && !args.flags) else { return Ok(None) };
-    let done = walker.matching(vma, pages, filter, &mut |first, count| gather.matched(first, count))?;
-    Ok(done.map(|()| pages.end))
+) -> io::Result<u64> {
+    let filter = gather.filter;
+    let picture = args.view == View::Map && !args.flags;
+    if let Some(filter) = filter.filter(|_| picture)
+        && let Some(()) = walker.matching(vma, pages, filter, &mut |first, count| gather.matched(first, count))?
+    {
+        return Ok(pages.end);
+    }
+    walker.vma(vma, pages.clone(), filter, args.view != View::Map || args.filter.is_some(), gather)
 }
 
 #[cfg(test)]

@@ -2,9 +2,18 @@
 //! memory that does not depend on the range, and with pauses if the target is to be spared.
 //!
 //! Each call holds the target's `mmap_lock` for reading: a read for 2 MiB of addresses at a time, a scan for all it goes through.
-//! So scans are given pieces, which grow only where nothing is found.
+//! So scans are given pieces, as large as the kernel goes through in a millisecond.
 
-use std::{collections::HashMap, fs::File, io, io::BufReader, ops::Range, path::Path, thread, time::Duration};
+use std::{
+    collections::HashMap,
+    fs::File,
+    io,
+    io::BufReader,
+    ops::Range,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
 
 use super::{
     ability::Ability,
@@ -22,8 +31,6 @@ use super::{
 
 /// Entries read at once: what stays in a processor's cache.
 const LARGE: usize = 32 * 1024;
-/// Pages that a scan is given where there is something, and where it has found nothing for long.
-const SCAN: Range<u64> = 1 << 18..1 << 24;
 
 /// Whether to use `PAGEMAP_SCAN`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -88,6 +95,39 @@ pub(super) enum Huge {
     Untold,
 }
 
+/// How many pages a scan is given: what takes it about as long as the lock may be held. An empty gigabyte takes no longer than a full
+/// megabyte, and only trying shows which it is.
+#[derive(Debug)]
+struct Span {
+    pages: u64,
+    hold: Duration,
+}
+
+impl Span {
+    const LARGEST: u64 = 1 << 24;
+
+    fn new(paced: bool) -> Self {
+        match paced {
+            true => Self { pages: BLOCK, hold: Duration::from_micros(50) },
+            false => Self { pages: 1 << 16, hold: Duration::from_millis(1) },
+        }
+    }
+
+    /// Where a scan from page `at` on has to end.
+    fn end(&self, at: u64, last: u64) -> u64 {
+        (at.saturating_add(self.pages) / BLOCK * BLOCK).max(at + 1).min(last)
+    }
+
+    /// Learns how long one took.
+    fn took(&mut self, time: Duration) {
+        if time > self.hold {
+            self.pages = (self.pages / 2).max(BLOCK);
+        } else if time < self.hold / 2 {
+            self.pages = (self.pages * 2).min(Self::LARGEST);
+        }
+    }
+}
+
 /// How many calls were made.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Effort {
@@ -117,6 +157,7 @@ pub struct Walker {
     zero_pfn: Option<u64>,
     page_size: u64,
     pause: Option<Duration>,
+    span: Span,
     effort: Effort,
 }
 
@@ -144,6 +185,7 @@ impl Walker {
             zero_pfn: ability.zero_pfn,
             page_size: u64::try_from(rustix::param::page_size()).unwrap_or(4096),
             pause,
+            span: Span::new(pause.is_some()),
             effort: Effort::default(),
         })
     }
@@ -320,29 +362,27 @@ impl Walker {
         let (all, none) = (all & self.categories, none & self.categories);
         let any = if filter.is_some_and(Expr::takes_holes) { 0 } else { populated };
         let query = Query { all: all | none, inverted: none, any, returned: self.categories };
-        let smallest = if self.pause.is_some() { BLOCK } else { SCAN.start };
-        let (mut at, mut span) = (wanted.start, smallest);
+        let mut at = wanted.start;
         let mut regions: Vec<Region> = Vec::new();
         while at < wanted.end {
-            let to = (at.saturating_add(span) / BLOCK * BLOCK).min(wanted.end);
+            let to = self.span.end(at, wanted.end);
+            let since = Instant::now();
             let scanned = self.scanner.scan(&self.file, at * self.page_size, to * self.page_size, query, 0)?;
+            self.span.took(since.elapsed());
             self.effort.scans += 1;
             regions.clear();
             regions.extend_from_slice(scanned.regions);
             let until = (scanned.until / self.page_size).clamp(at + 1, to);
             pause(self.pause);
-            let mut something = false;
             for region in &regions {
                 let (start, end) = (region.start / self.page_size, region.end / self.page_size);
                 let (start, end) = (start.clamp(at, until), end.clamp(at, until));
                 let facts = Facts::of_categories(region.categories);
-                something |= !facts.is_empty();
                 if start < end {
                     found(self, start, end - start, facts)?;
                 }
             }
             at = until;
-            span = if something { smallest } else { (span * 2).min(SCAN.end) };
         }
         Ok(())
     }
@@ -372,6 +412,7 @@ impl Walker {
                 frames,
                 scratch,
                 parts,
+                span,
                 pause: pause_for,
                 ..
             } = self;
@@ -386,9 +427,11 @@ impl Walker {
             if runs::empty(entries) {
                 if may_skip && at < range.end {
                     pause(*pause_for);
-                    let to = range.end.min(at.saturating_add(SCAN.end));
+                    let to = span.end(at, range.end);
                     effort.scans += 1;
+                    let since = Instant::now();
                     at = scanner.skip(file, at * *page_size, to * *page_size)? / *page_size;
+                    span.took(since.elapsed());
                 }
                 let hole = first.max(wanted.start)..at.min(wanted.end);
                 if !hole.is_empty() {

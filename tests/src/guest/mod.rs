@@ -6,6 +6,7 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command-line program")]
 
 pub mod expect;
+pub mod holds;
 pub mod manners;
 pub mod pages;
 pub mod provoke;

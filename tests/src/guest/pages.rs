@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
-use super::{Tally, report, swap::Swap, tool::Tool};
+use super::{Tally, holds, report, swap::Swap, tool::Tool};
 use crate::fixture::states::{self, FIRMWARE_PFN};
 
 /// What has to be said of each page of a state.
@@ -114,6 +114,7 @@ pub fn run(tool: &Tool, host: bool, tally: &mut Tally) {
     }
     tally.case("pages/nothing-else", || nothing_else(&document, &held));
     tally.case("pages/both-ways", || both_ways(tool, &held));
+    tally.case("pages/own-holds", || holds::measured(tool));
     // The pages come back before their swap goes.
     drop(held);
     drop(swap);
