@@ -16,6 +16,7 @@ pub mod range;
 pub mod runs;
 pub mod scan;
 pub mod smaps;
+mod span;
 pub mod summary;
 pub mod swaps;
 pub mod vma;

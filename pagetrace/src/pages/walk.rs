@@ -26,6 +26,7 @@ use super::{
     runs,
     scan::{Query, Region, Scanner, category},
     smaps,
+    span::Span,
     vma::{Backing, Vma},
 };
 
@@ -93,39 +94,6 @@ pub(super) enum Huge {
     Alike,
     /// It cannot be told of blocks that look like it.
     Untold,
-}
-
-/// How many pages a scan is given: what takes it about as long as the lock may be held. An empty gigabyte takes no longer than a full
-/// megabyte, and only trying shows which it is.
-#[derive(Debug)]
-struct Span {
-    pages: u64,
-    hold: Duration,
-}
-
-impl Span {
-    const LARGEST: u64 = 1 << 24;
-
-    fn new(paced: bool) -> Self {
-        match paced {
-            true => Self { pages: BLOCK, hold: Duration::from_micros(50) },
-            false => Self { pages: 1 << 16, hold: Duration::from_millis(1) },
-        }
-    }
-
-    /// Where a scan from page `at` on has to end.
-    fn end(&self, at: u64, last: u64) -> u64 {
-        (at.saturating_add(self.pages) / BLOCK * BLOCK).max(at + 1).min(last)
-    }
-
-    /// Learns how long one took.
-    fn took(&mut self, time: Duration) {
-        if time > self.hold {
-            self.pages = (self.pages / 2).max(BLOCK);
-        } else if time < self.hold / 2 {
-            self.pages = (self.pages * 2).min(Self::LARGEST);
-        }
-    }
 }
 
 /// How many calls were made.
