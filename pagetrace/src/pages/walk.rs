@@ -366,10 +366,9 @@ impl Walker {
         visit: &mut dyn Visit,
     ) -> io::Result<u64> {
         let largest = if self.pause.is_some() { BATCH } else { LARGE };
-        let (mut at, mut size) = (range.start, if may_skip { BATCH } else { largest });
+        let smallest = if may_skip { BATCH } else { largest };
+        let (mut at, mut size, mut leap) = (range.start, smallest, false);
         while at < range.end {
-            let to = at.saturating_add(size as u64);
-            let to = if to < range.end { (to / BLOCK * BLOCK).max(at + 1) } else { range.end };
             let Self {
                 pagemap,
                 file,
@@ -384,6 +383,22 @@ impl Walker {
                 pause: pause_for,
                 ..
             } = self;
+            if leap {
+                size = smallest;
+                effort.scans += 1;
+                let since = Instant::now();
+                let to = span.end(at, range.end);
+                let next = scanner.skip(file, at * *page_size, to * *page_size)? / *page_size;
+                span.took(since.elapsed());
+                pause(*pause_for);
+                hole(at..next, wanted, visit)?;
+                at = next;
+                if at >= range.end {
+                    break;
+                }
+            }
+            let to = at.saturating_add(size as u64);
+            let to = if to < range.end { (to / BLOCK * BLOCK).max(at + 1) } else { range.end };
             let entries = pagemap.batch(at, usize::try_from(to - at).unwrap_or(size))?;
             effort.reads += 1;
             effort.entries += entries.len() as u64;
@@ -392,20 +407,10 @@ impl Walker {
             }
             let first = at;
             at += entries.len() as u64;
+            // What ends with nothing is likely to go on with it.
+            leap = may_skip && runs::empty(entries.get(entries.len() / 2..).unwrap_or_default());
             if runs::empty(entries) {
-                if may_skip && at < range.end {
-                    pause(*pause_for);
-                    let to = span.end(at, range.end);
-                    effort.scans += 1;
-                    let since = Instant::now();
-                    at = scanner.skip(file, at * *page_size, to * *page_size)? / *page_size;
-                    span.took(since.elapsed());
-                }
-                let hole = first.max(wanted.start)..at.min(wanted.end);
-                if !hole.is_empty() {
-                    visit.hole(hole.start, hole.end - hole.start)?;
-                }
-                size = if may_skip { BATCH } else { size };
+                hole(first..at, wanted, visit)?;
             } else {
                 parts::parts(first, entries, huge, parts);
                 if huge == Huge::Ask {
@@ -435,6 +440,11 @@ impl Walker {
         }
         Ok(wanted.end)
     }
+}
+
+fn hole(pages: Range<u64>, wanted: &Range<u64>, visit: &mut dyn Visit) -> io::Result<()> {
+    let (start, end) = (pages.start.max(wanted.start), pages.end.min(wanted.end));
+    if start < end { visit.hole(start, end - start) } else { Ok(()) }
 }
 
 fn pause(time: Option<Duration>) {

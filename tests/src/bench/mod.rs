@@ -1,5 +1,6 @@
 //! How fast pagemap is read, by pagetrace and by others, in turns: what else the machine does falls on all alike. Prints a line a
-//! measurement for `cargo xtask bench pagemap` to make a table of.
+//! measurement for `cargo xtask bench pagemap` to make a table of: the time that passed, and what of it was the processor's.
+#![expect(unsafe_code, reason = "the processor's time is asked for by a system call")]
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command-line program")]
 
 mod readers;
@@ -57,17 +58,30 @@ fn measure(what: &str, mapped: &Mapped, pagetrace: &Path, present: u64, rounds: 
     ways.retain(|(_, reader)| reader.affordable(pages));
     for round in 0..=rounds {
         for (name, reader) in &mut ways {
-            let since = Instant::now();
+            let (since, cpu) = (Instant::now(), cpu_seconds()?);
             let found = reader.count().with_context(|| format!("{name}, {what}"))?;
-            let seconds = since.elapsed().as_secs_f64();
+            let (seconds, cpu) = (since.elapsed().as_secs_f64(), cpu_seconds()? - cpu);
             ensure!(found == present, "{name}: {found} pages of {what} are present, not {present}");
             // The first round finds caches cold.
             if round != 0 {
-                println!("{what}\t{name}\t{pages}\t{seconds:.9}");
+                println!("{what}\t{name}\t{pages}\t{seconds:.9}\t{cpu:.6}");
             }
         }
     }
     Ok(())
+}
+
+/// Processor time of this process and of the children it has waited for, in the kernel and outside.
+fn cpu_seconds() -> Result<f64> {
+    let of = |who| {
+        let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+        // SAFETY: the kernel fills the structure in; zeroes are one.
+        let (result, usage) = unsafe { (libc::getrusage(who, usage.as_mut_ptr()), usage.assume_init()) };
+        ensure!(result == 0, "cannot ask for the processor's time");
+        let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
+        Ok(seconds(usage.ru_utime) + seconds(usage.ru_stime))
+    };
+    Ok(of(libc::RUSAGE_SELF)? + of(libc::RUSAGE_CHILDREN)?)
 }
 
 /// A fixture that holds a mapping.

@@ -71,7 +71,7 @@ mod tests {
 
     #[test]
     fn a_few_thousand_cases_of_each() {
-        for (name, cases) in [("recording", 3_000), ("btf", 5_000), ("pagemap", 300), ("maps", 5_000)] {
+        for (name, cases) in [("recording", 3_000), ("btf", 5_000), ("pagemap", 10_000), ("maps", 5_000)] {
             assert_eq!(run(&*target(name).expect("it exists"), 0, cases), Ok(()), "{name}");
         }
     }

@@ -18,6 +18,7 @@ struct Row {
     way: String,
     pages: f64,
     seconds: Vec<f64>,
+    cpu: Vec<f64>,
 }
 
 /// Measures.
@@ -56,13 +57,16 @@ fn parse(text: &str) -> Result<Vec<Row>> {
     let mut rows: Vec<Row> = Vec::new();
     for line in text.lines() {
         let fields: Vec<&str> = line.split('\t').collect();
-        let [mapping, way, pages, seconds] = fields.as_slice() else { bail!("the bench says {line:?}") };
-        let (pages, seconds) = (pages.parse()?, seconds.parse()?);
+        let [mapping, way, pages, seconds, cpu] = fields.as_slice() else { bail!("the bench says {line:?}") };
+        let (pages, seconds, cpu) = (pages.parse()?, seconds.parse()?, cpu.parse()?);
         match rows.iter_mut().find(|row| (row.mapping.as_str(), row.way.as_str()) == (*mapping, *way)) {
-            Some(row) => row.seconds.push(seconds),
+            Some(row) => {
+                row.seconds.push(seconds);
+                row.cpu.push(cpu);
+            }
             None => {
                 let (mapping, way) = ((*mapping).to_owned(), (*way).to_owned());
-                rows.push(Row { mapping, way, pages, seconds: vec![seconds] });
+                rows.push(Row { mapping, way, pages, seconds: vec![seconds], cpu: vec![cpu] });
             }
         }
     }
@@ -72,21 +76,23 @@ fn parse(text: &str) -> Result<Vec<Row>> {
 
 fn render(rows: &[Row]) -> String {
     let mut out = String::from(
-        "| mapping | read by | ms, median (min-max) | million entries/s | speed, bare loop = 1 |\n|---|---|---|---|---|\n",
+        "| mapping | read by | ms, median (min-max) | CPU ms, median (min-max) | million entries/s of CPU | CPU, bare loop = 1 |\n\
+         |---|---|---|---|---|---|\n",
     );
-    let median = |row: &Row| Sample::of(&row.seconds).map_or(f64::NAN, |sample| sample.median);
+    let range =
+        |Sample { median, min, max }: Sample| format!("{:.2} ({:.2}-{:.2})", median * 1e3, min * 1e3, max * 1e3);
     for row in rows {
-        let Some(Sample { median: middle, min, max }) = Sample::of(&row.seconds) else { continue };
-        let bare = rows.iter().find(|other| other.mapping == row.mapping && other.way == BARE).map_or(f64::NAN, median);
+        let (Some(seconds), Some(cpu)) = (Sample::of(&row.seconds), Sample::of(&row.cpu)) else { continue };
+        let bare = rows.iter().find(|other| other.mapping == row.mapping && other.way == BARE);
+        let bare = bare.and_then(|bare| Sample::of(&bare.cpu)).map_or(f64::NAN, |bare| bare.median);
         out.push_str(&format!(
-            "| {} | {} | {:.2} ({:.2}-{:.2}) | {:.1} | {:.2} |\n",
+            "| {} | {} | {} | {} | {:.1} | {:.2} |\n",
             row.mapping,
             row.way,
-            middle * 1e3,
-            min * 1e3,
-            max * 1e3,
-            row.pages / middle / 1e6,
-            bare / middle
+            range(seconds),
+            range(cpu),
+            row.pages / cpu.median / 1e6,
+            cpu.median / bare
         ));
     }
     out
@@ -98,11 +104,17 @@ mod tests {
 
     #[test]
     fn a_table_of_medians() {
-        let text = "resident\tbare pread loop\t1000000\t0.010\nresident\tother\t1000000\t0.020\n\
-                    resident\tbare pread loop\t1000000\t0.012\nresident\tbare pread loop\t1000000\t0.008\n";
-        let table = render(&parse(text).unwrap_or_default());
-        assert!(table.contains("| resident | bare pread loop | 10.00 (8.00-12.00) | 100.0 | 1.00 |"), "{table}");
-        assert!(table.contains("| resident | other | 20.00 (20.00-20.00) | 50.0 | 0.50 |"), "{table}");
+        let line = |way: &str, ms: f64| format!("resident\t{way}\t1000000\t{}\t{}\n", ms / 1e3, ms / 2e3);
+        let text = [line(BARE, 10.0), line("other", 20.0), line(BARE, 12.0), line(BARE, 8.0)].concat();
+        let table = render(&parse(&text).unwrap_or_default());
+        assert!(
+            table.contains("| resident | bare pread loop | 10.00 (8.00-12.00) | 5.00 (4.00-6.00) | 200.0 | 1.00 |"),
+            "{table}"
+        );
+        assert!(
+            table.contains("| resident | other | 20.00 (20.00-20.00) | 10.00 (10.00-10.00) | 100.0 | 2.00 |"),
+            "{table}"
+        );
         assert!(parse("").is_err() && parse("x").is_err());
     }
 
