@@ -63,7 +63,7 @@ pub(super) fn run(args: &PagemapArgs) -> Result<Exit> {
     let ability = Ability::probe(proc).map_err(|err| {
         Unmet(format!("cannot read this process's own pagemap ({err}): the kernel needs CONFIG_PROC_PAGE_MONITOR, and /proc mounted"))
     })?;
-    let filter = args.filter.as_deref().map(Expr::parse).transpose().map_err(Misuse)?;
+    let filter = args.filter.as_deref().map(Expr::parse).transpose().map_err(BadCondition)?;
     able(args, &ability, filter.as_ref())?;
     let target = Target::open(proc, args, page_size)?;
     let mut walker = Walker::open(&target.process.dir, &ability, args.scan, args.pace)
@@ -101,11 +101,11 @@ pub(super) fn run(args: &PagemapArgs) -> Result<Exit> {
 /// The condition is none, or cannot be answered here.
 #[derive(Debug, thiserror::Error)]
 #[error("--where: {0}")]
-pub(super) struct Misuse(crate::pages::expr::ExprError);
+pub(super) struct BadCondition(crate::pages::expr::ExprError);
 
 /// The code that an error of this command ends with.
 pub(super) fn exit(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
-    if cause.is::<Nothing>() || cause.is::<Misuse>() {
+    if cause.is::<Nothing>() || cause.is::<BadCondition>() {
         return Some(Exit::Usage);
     }
     cause.downcast_ref::<ProcessError>().map(|err| match err {
@@ -141,7 +141,7 @@ fn able(args: &PagemapArgs, ability: &Ability, filter: Option<&Expr>) -> Result<
 
 impl Target {
     fn open(proc: &Path, args: &PagemapArgs, page_size: u64) -> Result<Self> {
-        let process = Process::open(proc, args.pid()?)?;
+        let process = Process::open(proc, args.pid())?;
         let maps = fs::read(process.dir.join("maps")).map_err(|err| ProcessError::of(process.pid, "maps", err))?;
         let Vmas { list, unreadable } = Vmas::parse(&maps);
         let mut smaps = HashMap::new();

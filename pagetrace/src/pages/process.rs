@@ -92,7 +92,9 @@ pub enum ProcessError {
     #[error("process {0} is a kernel thread: it has no address space of its own")]
     Kernel(u32),
     /// A zombie.
-    #[error("process {0} has ended and only waits for its parent: its address space is gone")]
+    #[error(
+        "process {0} has ended, or its first thread has: its address space is gone, or has no name in /proc any more"
+    )]
     Zombie(u32),
     /// The kernel keeps it from the caller.
     #[error("may not look into process {pid} ({source}): be its user, or root, or have CAP_SYS_PTRACE")]

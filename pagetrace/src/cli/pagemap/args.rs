@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
 use clap::Args as ClapArgs;
 
 use super::super::args::Output;
@@ -58,11 +57,11 @@ pub enum Of {
 
 impl PagemapArgs {
     /// The process id.
-    pub(super) fn pid(&self) -> Result<u32> {
-        Ok(match self.process {
+    pub(super) fn pid(&self) -> u32 {
+        match self.process {
             Of::This => std::process::id(),
             Of::Pid(pid) => pid,
-        })
+        }
     }
 }
 
