@@ -58,7 +58,8 @@ pub fn measured(tool: &Tool) -> Result<()> {
     tool.await_stderr("attached ", Duration::from_secs(120))?;
     let read = |options: &[&str]| -> Result<u64> {
         let mut command = tool.command(&["pagemap", &pid, "--range", &target.range]);
-        let mut child = command.args(options).stdout(Stdio::null()).stdin(Stdio::null()).spawn()?;
+        let mut child =
+            command.args(options).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
         let reader = u64::from(child.id());
         ensure!(child.wait()?.success(), "cannot read the target with {options:?}");
         Ok(reader)
