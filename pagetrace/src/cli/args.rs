@@ -4,7 +4,7 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
 
-use super::{baseline::BaselineArgs, ci::CiArgs, exit::Misuse, vm::VmArgs};
+use super::{baseline::BaselineArgs, ci::CiArgs, exit::Misuse, pagemap::PagemapArgs, vm::VmArgs};
 use crate::{
     live::{loader::Sizes, prepare::Run, provoke, session::Spec, workload::targets::Selection},
     output::Format,
@@ -43,6 +43,8 @@ pub enum Command {
     Baseline(BaselineArgs),
     /// Show what would be attached on this kernel, what was passed over and why, and what stays unseen
     Probes(ProbesArgs),
+    /// Read what a process has in memory: /proc/PID/pagemap, every bit of it
+    Pagemap(PagemapArgs),
 }
 
 /// Whom to watch.

@@ -89,6 +89,9 @@ impl Exit {
     /// The code an error ends with.
     pub fn of_error(err: &anyhow::Error) -> Self {
         for cause in err.chain() {
+            if let Some(code) = super::pagemap::exit(cause) {
+                return code;
+            }
             if let Some(start) = cause.downcast_ref::<StartError>() {
                 return start.shell_code().map_or(Self::Internal, Self::Command);
             }

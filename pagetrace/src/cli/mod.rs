@@ -6,6 +6,7 @@ mod check;
 mod ci;
 mod exit;
 mod outputs;
+mod pagemap;
 mod probes;
 mod record;
 mod report;
@@ -39,6 +40,7 @@ pub fn main() -> ExitCode {
         Command::Vm(args) => vm::run(&args),
         Command::Baseline(args) => baseline::run(&args),
         Command::Probes(args) => probes::run(&args),
+        Command::Pagemap(args) => pagemap::run(&args),
     };
     match result {
         Ok(exit) => exit.into(),

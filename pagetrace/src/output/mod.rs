@@ -9,6 +9,7 @@ pub mod fingerprint;
 pub mod gather;
 pub mod github;
 pub mod junit;
+pub mod pagemap;
 pub mod plan;
 pub mod provocation;
 pub mod report;

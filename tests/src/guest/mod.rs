@@ -7,7 +7,9 @@
 
 pub mod before;
 pub mod expect;
+pub mod holds;
 pub mod manners;
+pub mod pages;
 pub mod provoke;
 pub mod record;
 pub mod report;
@@ -40,9 +42,10 @@ pub fn main() -> ExitCode {
         [] => (false, None),
         ["--host"] => (true, None),
         ["--only", part] => (false, Some(*part)),
+        ["--host", "--only", part] => (true, Some(*part)),
         _ => {
             eprintln!(
-                "usage: pagetrace-guest-suite [--host | --only kprobe|fentry|tracepoint|raw-tracepoint|before|strict|manners|targets|hang]"
+                "usage: pagetrace-guest-suite [--host] [--only kprobe|fentry|tracepoint|raw-tracepoint|before|strict|manners|targets|pages|hang]"
             );
             return ExitCode::from(2);
         }
@@ -175,6 +178,9 @@ fn run(host: bool, only: Option<&str>, tally: &mut Tally) -> Result<()> {
         targets::run(&tool, host, tally);
     } else if wanted("targets") {
         tally.skip("target", "what violates the rule there is a BPF fixture");
+    }
+    if wanted("pages") {
+        pages::run(&tool, host, tally);
     }
     // Last: on 5.10 nothing ends the task, and it stays until the machine goes down.
     if fixtures.module && wanted("hang") {

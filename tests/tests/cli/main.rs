@@ -6,6 +6,7 @@ mod ends;
 mod examples;
 mod outputs;
 mod policy;
+mod pagemap;
 mod provoke;
 mod recordings;
 mod run;
