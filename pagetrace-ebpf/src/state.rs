@@ -9,7 +9,7 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
-use pagetrace_ebpf::wire::{Header, counter, lock::MAX_HELD, setting, unwind::WINDOW_ROOM};
+use pagetrace_ebpf::wire::{Header, counter, lock::MAX_HELD, seen::KEY_WORDS, setting, unwind::WINDOW_ROOM};
 
 use crate::kernel::{current, member, setting};
 
@@ -57,6 +57,8 @@ pub(crate) struct Task {
     pub(crate) overflow: u32,
     pub(crate) kernel_faults: u32,
     pub(crate) flags: u32,
+    /// Whose lock the event at hand is about.
+    pub(crate) mm: u64,
     pub(crate) pending_address: u64,
     pub(crate) pending_ip: u64,
     pub(crate) pending_error: u64,
@@ -70,6 +72,8 @@ pub(crate) struct Task {
     pub(crate) fault_mode: u32,
     pub(crate) walks: [OpenWalk; 2],
     pub(crate) slots: [Slot; MAX_HELD],
+    /// Key of the violation that is being told.
+    pub(crate) seen_key: [u64; KEY_WORDS],
     /// Words of its stack, while they are compared.
     pub(crate) window: [u64; WINDOW_ROOM],
 }

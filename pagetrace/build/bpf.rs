@@ -81,6 +81,13 @@ fn stdout_of(command: &mut Command) -> Option<String> {
     out.status.success().then(|| String::from_utf8_lossy(&out.stdout).trim().to_owned())
 }
 
+/// Where BPF objects are built: one place for all profiles and target directories, since an object is the same for each
+/// and takes longer to link than everything else.
+pub fn target_dir(workspace: &Path) -> PathBuf {
+    let base = env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace.join("target"), |dir| workspace.join(dir));
+    base.join("bpf")
+}
+
 /// Compiles binary `bin` of workspace package `package` to a BPF object and returns its path.
 ///
 /// # Errors

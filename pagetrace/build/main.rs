@@ -23,7 +23,7 @@ fn main() -> Result<()> {
                 println!("cargo::rerun-if-changed={}", workspace.join(path).display());
             }
             println!("cargo::rerun-if-changed=build");
-            bpf::build(workspace, "pagetrace-ebpf", "pagetrace-bpf", &out.join("bpf"))?
+            bpf::build(workspace, "pagetrace-ebpf", "pagetrace-bpf", &bpf::target_dir(workspace))?
         }
     };
     let to = out.join("pagetrace.bpf.o");

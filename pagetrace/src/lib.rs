@@ -3,10 +3,12 @@
 pub mod analysis;
 pub mod cli;
 pub mod kernel;
+pub mod lines;
 pub mod live;
 pub mod output;
 pub mod pages;
 pub mod plan;
+pub mod policy;
 pub mod record;
 pub mod symbolize;
 pub mod vm;

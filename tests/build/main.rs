@@ -23,7 +23,7 @@ fn main() -> Result<()> {
             for path in ["tests/fixtures/bpf", "tests/build", "pagetrace/build/bpf.rs", "Cargo.lock"] {
                 println!("cargo::rerun-if-changed={}", workspace.join(path).display());
             }
-            bpf::build(workspace, "pagetrace-fixtures-bpf", "pagetrace-fixtures-bpf", &out.join("bpf"))?
+            bpf::build(workspace, "pagetrace-fixtures-bpf", "pagetrace-fixtures-bpf", &bpf::target_dir(workspace))?
         }
     };
     let to = out.join("fixtures.bpf.o");

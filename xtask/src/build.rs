@@ -72,6 +72,16 @@ pub(crate) fn build_release() -> Result<(PathBuf, PathBuf)> {
     Ok(paths)
 }
 
+/// The program that measures readers of pagemap.
+pub(crate) fn build_pagemap_bench() -> Result<PathBuf> {
+    let mut command = Command::new(workspace::cargo());
+    command.args(["build", "--release", "--package", "pagetrace-tests", "--bin", "pagetrace-bench"]);
+    step::run("building the bench of pagemap", command.current_dir(workspace::root()))?;
+    let path = workspace::target().join("release/pagetrace-bench");
+    ensure!(path.is_file(), "the build left no {}", path.display());
+    Ok(path)
+}
+
 fn cargo(title: &str, args: &[&str]) -> Result<()> {
     let mut command = Command::new(workspace::cargo());
     command

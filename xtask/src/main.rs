@@ -6,6 +6,7 @@ mod bench;
 mod bpf;
 mod build;
 mod demo;
+mod dist;
 mod guest;
 mod kmod;
 mod setup;
@@ -39,6 +40,8 @@ enum Task {
     Test(test::Options),
     /// Measures what watching costs: storms plain and watched, and the time until all is attached.
     Bench(bench::Options),
+    /// Makes what is given to users: binary, man pages, completions, Debian package, checksums.
+    Dist(dist::Options),
     /// Boots a test kernel and runs a command on it.
     Vm(guest::Options),
 }
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         Task::Demo(options) => demo::run(&options),
         Task::Test(options) => test::run(&options),
         Task::Bench(options) => bench::run(&options),
+        Task::Dist(options) => dist::run(&options),
         Task::Vm(options) => guest::run(&options),
     };
     done.unwrap_or_else(|err| {

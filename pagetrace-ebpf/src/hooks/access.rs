@@ -143,11 +143,8 @@ pub(crate) fn on_move(ctx: &impl EbpfContext, ip: u64, to: u64, from: u64) {
     if !concerns(ip) {
         return;
     }
-    if to >> 63 == 0 {
-        judge(ctx, ip, to, Direction::To);
-    } else {
-        judge(ctx, ip, from, Direction::From);
-    }
+    let (address, direction) = if to >> 63 == 0 { (to, Direction::To) } else { (from, Direction::From) };
+    judge(ctx, ip, address, direction);
 }
 
 /// A function that copies to or from what an iterator describes was entered.

@@ -7,7 +7,10 @@ use pagetrace_ebpf::wire::{
     kind, setting,
 };
 
-use super::violation::{Access, emit, emit_vma, wanted};
+use super::{
+    before,
+    violation::{Access, emit, emit_vma, wanted},
+};
 use crate::{
     kernel::{current_mm, describe_mm, member, nofault, predates_tracing, setting},
     state::{RECORDS, Task, count, fill_header, flag, holds, now, task, task_or_new},
@@ -48,15 +51,25 @@ pub(crate) fn on_exception(address: u64, regs: u64, error: u64) {
         return;
     }
     match task() {
-        Some(task) if holds(task) => {
-            task.pending_address = address;
-            task.pending_ip = member(regs, setting::REGS_IP).unwrap_or(0);
-            task.pending_error = error;
-            task.flags |= flag::PENDING;
+        Some(task) if holds(task) => pend(task, address, regs, error),
+        known if setting(setting::CONFIRM_BY_LOCK) == 1 => {
+            if !before::adopts() {
+                note_unjudged(known);
+            } else if let Some(task) = task() {
+                pend(task, address, regs, error);
+            }
         }
-        known if setting(setting::CONFIRM_BY_LOCK) == 1 => note_unjudged(known),
         _ => {}
     }
+}
+
+/// The task's next attempt on its own lock tells whether the exception needs it.
+#[inline(always)]
+fn pend(task: &mut Task, address: u64, regs: u64, error: u64) {
+    task.pending_address = address;
+    task.pending_ip = member(regs, setting::REGS_IP).unwrap_or(0);
+    task.pending_error = error;
+    task.flags |= flag::PENDING;
 }
 
 #[inline(always)]
@@ -96,7 +109,10 @@ pub(crate) fn on_handler_locks(ctx: &impl EbpfContext, mm: u64, address: u64, re
     }
     let task = match task() {
         Some(task) if holds(task) => task,
-        known => return note_unjudged(known),
+        known => match before::adopts().then(task).flatten() {
+            Some(task) => task,
+            None => return note_unjudged(known),
+        },
     };
     let mut access = Access {
         mm,

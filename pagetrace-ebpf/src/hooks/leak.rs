@@ -64,16 +64,16 @@ pub(crate) fn on_end(ended: u64) {
         return;
     }
     let mut wanted = target::has(ended);
-    for index in (0..MAX_HELD as u32).rev() {
-        if index >= task.depth {
-            continue;
-        }
-        let copy = *slot(task, index);
-        if left_behind(&copy, ended) {
-            wanted |= target::owns(copy.mm);
-        } else {
-            count(counter::STALE_HOLD);
-            super::lock::remove(task, index);
+    for back in 0..MAX_HELD as u32 {
+        let index = MAX_HELD as u32 - 1 - back;
+        if index < task.depth {
+            let copy = *slot(task, index);
+            if left_behind(&copy, ended) {
+                wanted |= target::owns(copy.mm);
+            } else {
+                count(counter::STALE_HOLD);
+                super::lock::remove(task, index);
+            }
         }
     }
     if task.depth != 0 && wanted {

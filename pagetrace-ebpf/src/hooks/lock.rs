@@ -31,6 +31,18 @@ fn ignored(mm: u64) -> bool {
     mm == 0 || mm == setting(setting::INIT_MM)
 }
 
+/// The same address, of which the verifier does not know any more that it points to an mm: with a type it keeps more
+/// states apart than it can look at.
+#[inline(always)]
+fn untyped(task: &mut Task, mm: u64) -> u64 {
+    let place = &raw mut task.mm;
+    // SAFETY: the place is the task's own. Volatile, since what is read must not be taken for what was written.
+    unsafe {
+        core::ptr::write_volatile(place, mm);
+        core::ptr::read_volatile(place)
+    }
+}
+
 /// A wait for the lock may begin.
 #[inline(always)]
 pub(crate) fn on_wait(mm: u64) {
@@ -52,34 +64,27 @@ pub(crate) fn begin_wait(mm: u64) {
     task.flags |= flag::WAITING;
 }
 
-/// The lock is held from now on.
+/// The lock is held from now on, or a trylock or an interruptible acquisition did not get it.
 #[inline(always)]
-pub(crate) fn on_acquired(ctx: &impl Probed, mm: u64, flags: u32) {
+pub(crate) fn on_outcome(ctx: &impl Probed, mm: u64, flags: u32, acquired: bool) {
     if ignored(mm) {
         return;
     }
-    let Some(task) = task_or_new() else { return };
-    let told = stream::lock(task, mm, op::ACQUIRED, flags);
-    confirm(ctx, task, mm, flags, true);
-    end_wait(ctx, task, mm, flags, 1);
-    push(ctx, task, mm, flags | told.streamed);
-    stream::locked(task, mm, op::ACQUIRED, flags, told);
-}
-
-/// A trylock or an interruptible acquisition did not get the lock.
-#[inline(always)]
-pub(crate) fn on_failed(ctx: &impl Probed, mm: u64, flags: u32) {
-    if ignored(mm) {
-        return;
+    // A task that failed and that this is the first event of has nothing to confirm, but the stream says who it is.
+    let known = match acquired || (stream::on() && stream::wanted(mm)) {
+        true => task_or_new(),
+        false => task(),
+    };
+    let Some(task) = known else { return };
+    let mm = untyped(task, mm);
+    let op = if acquired { op::ACQUIRED } else { op::FAILED };
+    let told = stream::lock(task, mm, op, flags);
+    confirm(ctx, task, mm, flags, acquired);
+    end_wait(ctx, task, mm, flags, u32::from(acquired));
+    if acquired {
+        push(ctx, task, mm, flags | told.streamed);
+        stream::locked(task, mm, op, flags, told);
     }
-    if stream::on() && stream::wanted(mm) {
-        // A task that this is the first event of has nothing to confirm, but the stream says who it is.
-        let _ = task_or_new();
-    }
-    let Some(task) = task() else { return };
-    stream::lock(task, mm, op::FAILED, flags);
-    confirm(ctx, task, mm, flags, false);
-    end_wait(ctx, task, mm, flags, 0);
 }
 
 /// A function that can fail to acquire was entered; [`on_return`] tells how it ended.

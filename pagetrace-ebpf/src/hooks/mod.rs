@@ -1,6 +1,7 @@
 //! The logic that probes of all attach types share.
 
 pub(crate) mod access;
+pub(crate) mod before;
 pub(crate) mod fault;
 pub(crate) mod leak;
 pub(crate) mod lock;

@@ -36,13 +36,6 @@ const WAITERS: u64 = 1 << 1;
 const OWN: u32 = 1 << 30;
 const QUEUED: u32 = 1 << 31;
 
-/// What tells this violation from others.
-pub(crate) struct Key {
-    words: [u64; KEY_WORDS],
-    /// Whether two violations with these words are certain to be the same.
-    certain: bool,
-}
-
 /// Id of the current kernel stack; negative when it could not be kept. Another stack in the same bucket is avoided by
 /// leaving innermost frames out, which the id's upper bits tell.
 #[inline(always)]
@@ -58,44 +51,44 @@ fn access_stack(ctx: &impl EbpfContext) -> i64 {
     i64::from(id)
 }
 
-/// Makes the key.
+/// Makes the key, in the task's state: it is too large for the stack, which hooks and what they call share. Returns
+/// whether two violations with this key are certain to be the same.
 #[inline(always)]
-pub(crate) fn key(ctx: &impl EbpfContext, task: &mut Task, access: &Access) -> Key {
+pub(crate) fn key(ctx: &impl EbpfContext, task: &mut Task, access: &Access) -> bool {
     let stack = access_stack(ctx);
-    let mut words = [0; KEY_WORDS];
-    let [who, mm, ip, id, kind, locks @ ..] = &mut words;
+    let (depth, overflow) = (task.depth, task.overflow);
+    for index in 0..MAX_HELD {
+        let mut word = 0;
+        if (index as u32) < depth {
+            let held = *slot(task, index as u32);
+            let mut flags = held.flags;
+            if held.mm == access.mm {
+                flags |= OWN;
+            }
+            if sem_word(held.mm, setting::SEM_COUNT).unwrap_or(0) & WAITERS != 0 {
+                flags |= QUEUED;
+            }
+            if given_away(held.mm, held.since) {
+                flags |= held::GIVEN_AWAY;
+            }
+            word = u64::from(held.stack as u32) << 32 | u64::from(flags);
+        }
+        let [_, _, _, _, _, locks @ ..] = &mut task.seen_key;
+        locks[index] = word;
+    }
+    let [who, mm, ip, id, kind, ..] = &mut task.seen_key;
     *who = current();
     *mm = access.mm;
     *ip = access.ip;
     *id = bpf_get_current_pid_tgid() << 32 | stack as u32 as u64;
-    *kind = u64::from(access.flags) << 32 | u64::from(task.overflow != 0) << 8 | u64::from(task.depth);
-    for (index, word) in locks.iter_mut().enumerate() {
-        if index as u32 >= task.depth || index >= MAX_HELD {
-            continue;
-        }
-        let held = *slot(task, index as u32);
-        let mut flags = held.flags;
-        if held.mm == access.mm {
-            flags |= OWN;
-        }
-        if sem_word(held.mm, setting::SEM_COUNT).unwrap_or(0) & WAITERS != 0 {
-            flags |= QUEUED;
-        }
-        if given_away(held.mm, held.since) {
-            flags |= held::GIVEN_AWAY;
-        }
-        *word = u64::from(held.stack as u32) << 32 | u64::from(flags);
-    }
-    Key { words, certain: stack >= 0 }
+    *kind = u64::from(access.flags) << 32 | u64::from(overflow != 0) << 8 | u64::from(depth);
+    stack >= 0
 }
 
-/// Counts the violation when it was told before.
+/// Counts the violation that the key was made for when it was told before.
 #[inline(always)]
-pub(crate) fn again(key: &Key) -> bool {
-    if !key.certain {
-        return false;
-    }
-    let Some(value) = SEEN.get_ptr_mut(&key.words) else { return false };
+pub(crate) fn again(task: &Task) -> bool {
+    let Some(value) = SEEN.get_ptr_mut(&task.seen_key) else { return false };
     // SAFETY: entries are never deleted, and the key names the current task: nobody else writes to this one.
     let value = unsafe { &mut *value };
     value[VALUE_COUNT] += 1;
@@ -103,16 +96,13 @@ pub(crate) fn again(key: &Key) -> bool {
     true
 }
 
-/// The violation was told by a record of this time.
+/// The violation that the key was made for was told by a record of this time.
 #[inline(always)]
-pub(crate) fn told(key: &Key, time: u64) {
-    if !key.certain {
-        return;
-    }
+pub(crate) fn told(task: &Task, time: u64) {
     let mut value = [0; VALUE_WORDS];
     value[VALUE_FIRST] = time;
     value[VALUE_LAST] = time;
-    if SEEN.insert(&key.words, &value, 0).is_err() {
+    if SEEN.insert(&task.seen_key, &value, 0).is_err() {
         count(counter::SEEN_MAP_FULL);
     }
 }

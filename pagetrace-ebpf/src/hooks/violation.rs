@@ -113,9 +113,9 @@ pub(crate) fn emit(ctx: &impl EbpfContext, task: &mut Task, fault: &Access) {
     if !holds(task) || !wanted(task, fault.mm) {
         return;
     }
-    let key = seen::key(ctx, task, fault);
+    let certain = seen::key(ctx, task, fault);
     // A recording tells each, so that it can be checked against its own stream.
-    if !stream::on() && seen::again(&key) {
+    if !stream::on() && certain && seen::again(task) {
         return;
     }
     let Some(mut entry) = RECORDS.reserve::<Violation>(0) else {
@@ -158,7 +158,9 @@ pub(crate) fn emit(ctx: &impl EbpfContext, task: &mut Task, fault: &Access) {
         count(counter::STACK_UNREADABLE);
     }
     // Only now: a violation that found no room must be told the next time.
-    seen::told(&key, record.header.ts);
+    if certain {
+        seen::told(task, record.header.ts);
+    }
     entry.submit(0);
     if fault.flags & (violation::LATENT | violation::LEAKED) == 0 {
         task.pending_address = fault.address;

@@ -44,7 +44,7 @@ macro_rules! acquire {
         pub(crate) fn $name(ctx: FExitContext) -> i32 {
             if let Some(mm) = mm_of_lock(ctx.arg(0)) {
                 let $ret = || ctx.arg::<i32>($args);
-                if $ok { lock::on_acquired(&ctx, mm, $flags) } else { lock::on_failed(&ctx, mm, $flags) }
+                lock::on_outcome(&ctx, mm, $flags, $ok);
             }
             0
         }

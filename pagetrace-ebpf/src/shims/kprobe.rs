@@ -30,7 +30,7 @@ macro_rules! acquire {
                     lock::begin_wait(mm);
                 }
                 if $always && !trace {
-                    lock::on_acquired(&ctx, mm, $flags);
+                    lock::on_outcome(&ctx, mm, $flags, true);
                 } else {
                     lock::on_attempt(&ctx, mm, $flags);
                 }

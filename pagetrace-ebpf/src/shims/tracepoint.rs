@@ -22,11 +22,7 @@ fn mode_of(write: u64) -> u32 {
 
 #[inline(always)]
 fn acquired(ctx: &impl Probed, mm: u64, write: u64, success: u64) {
-    if success & 0xff != 0 {
-        lock::on_acquired(ctx, mm, mode_of(write));
-    } else {
-        lock::on_failed(ctx, mm, mode_of(write));
-    }
+    lock::on_outcome(ctx, mm, mode_of(write), success & 0xff != 0);
 }
 
 /// Defines the same entry twice: for BTF and for raw tracepoints.

@@ -5,6 +5,9 @@ use super::{Header, MmOwner, codec::wire};
 /// mmap locks a task can hold at once before [`super::counter::HELD_OVERFLOW`] counts.
 pub const MAX_HELD: usize = 8;
 
+/// Address spaces that were locked when tracing began and that are remembered as such.
+pub const LOCKED_BEFORE_ROOM: u32 = 16;
+
 /// How a lock is held and what is known of it; bits of [`Held::flags`].
 pub mod held {
     /// Held for reading.
@@ -23,6 +26,8 @@ pub mod held {
     pub const UNSURE: u32 = 1 << 6;
     /// Its acquisition went into the stream of a recording, so its release has to. Never set in a record of a violation.
     pub const STREAMED: u32 = 1 << 7;
+    /// Nobody saw it being acquired: the lock's own word names the task as its writer.
+    pub const BEFORE: u32 = 1 << 8;
 }
 
 wire! {

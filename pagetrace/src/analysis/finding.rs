@@ -1,9 +1,9 @@
 //! What a finding is made of. Addresses stay addresses here; names are added when it is shown.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Kind of finding.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Class {
     /// A kernel-mode access to a user address faulted while the task held an mmap lock.
@@ -12,21 +12,27 @@ pub enum Class {
     UaccessUnderLock,
     /// A task went back to user mode, or ended, with an mmap lock held.
     LockLeak,
+    /// Locks were taken in orders that make a cycle through mmap_lock.
+    LockOrder,
+    /// Tasks wait for each other, now.
+    Deadlock,
 }
 
 /// How bad it is, mildest first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Severity {
     /// Nothing faulted this time: the day a page is not there, it is one of the others.
     Latent,
     /// Only other address spaces' locks are held: two tasks doing it to each other deadlock.
     CrossMm,
+    /// Locks were taken in both orders: the tasks deadlock when they meet.
+    Inversion,
     /// The faulting mm's lock is held for reading: deadlocks as soon as a writer queues.
     RecursiveRead,
     /// The lock was left behind: nobody gets it for writing any more.
     Leak,
-    /// The faulting mm's lock is held for writing: deadlocks at once.
+    /// The faulting mm's lock is held for writing: deadlocks at once. Or a deadlock stands.
     Deadlock,
 }
 
@@ -37,6 +43,8 @@ impl Class {
             Self::FaultUnderLock => "fault-under-lock",
             Self::UaccessUnderLock => "uaccess-under-lock",
             Self::LockLeak => "lock-leak",
+            Self::LockOrder => "lock-order",
+            Self::Deadlock => "deadlock",
         }
     }
 }
@@ -47,6 +55,7 @@ impl Severity {
         match self {
             Self::Latent => "latent",
             Self::CrossMm => "cross-mm",
+            Self::Inversion => "inversion",
             Self::RecursiveRead => "recursive-read",
             Self::Leak => "leak",
             Self::Deadlock => "deadlock",
@@ -77,7 +86,7 @@ pub struct MmId {
 }
 
 /// Read or write.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LockMode {
     /// Shared.
@@ -87,7 +96,7 @@ pub enum LockMode {
 }
 
 /// Whose lock is held, seen from the faulting address space.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Relation {
     /// The faulting mm's own lock.
@@ -109,7 +118,9 @@ pub struct HeldLock {
     pub trylock: bool,
     /// Write-held before, downgraded since.
     pub downgraded: bool,
-    /// Nanoseconds held when the access faulted.
+    /// Nobody saw it being taken, before tracing began for one: the lock's own word names the task as its writer.
+    pub taken_unseen: bool,
+    /// Nanoseconds held when the access faulted, as far as is known.
     pub held_ns: u64,
     /// Whether a writer waited for it at that moment; `None` when it is write-held.
     pub writer_queued: Option<bool>,
@@ -118,7 +129,7 @@ pub struct HeldLock {
 }
 
 /// The VMA of the faulting address.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmaInfo {
     /// First address.
     pub start: u64,

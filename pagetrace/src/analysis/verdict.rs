@@ -2,10 +2,10 @@
 
 use std::borrow::Cow;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What a run comes to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
     /// Nothing found, and nothing that could have hidden a violation.
@@ -51,7 +51,10 @@ pub struct Inputs {
 const HIDES: [(&str, &str); 14] = [
     ("violation_lost", "violations found no room in the ring buffer: give it more with --ring-bytes"),
     ("task_map_full", "tasks could not be tracked, their map was full: give it more with --max-tasks"),
-    ("fault_before_known", "tasks that held a lock before tracing began took a kernel-mode fault under it"),
+    (
+        "fault_before_known",
+        "tasks older than the tracing took a kernel-mode fault while a lock from before it was held, perhaps by them",
+    ),
     ("return_missed", "returns of lock functions were missed, so whether a lock was taken is unknown"),
     ("orphan_map_full", "releases by tasks that did not hold the lock could not be remembered"),
     ("target_map_full", "children of the target could not be followed, their map was full"),

@@ -4,10 +4,10 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
 
-use super::exit::Misuse;
+use super::{baseline::BaselineArgs, ci::CiArgs, exit::Misuse, pagemap::PagemapArgs, vm::VmArgs};
 use crate::{
     live::{loader::Sizes, prepare::Run, provoke, session::Spec, workload::targets::Selection},
-    output::Format,
+    output::{Format, ReportFormat},
     plan::Attach,
     record::writer::MIN_LIMIT,
 };
@@ -17,7 +17,7 @@ use crate::{
 #[command(
     version,
     arg_required_else_help = true,
-    after_help = "Exit codes: 0 clean, 1 findings, 2 usage, 3 this kernel or user cannot, 4 incomplete, 5 internal error; \
+    after_help = "Exit codes: 0 clean, 1 findings, 2 usage, 3 this kernel or user cannot, 4 incomplete, 5 internal error, 69 test machine failed (vm); \
 a clean run of a command ends with the command's own code (128+n for a signal)."
 )]
 pub struct Args {
@@ -37,8 +37,14 @@ pub enum Command {
     Record(RecordArgs),
     /// Give the verdict of a recording; needs no root, and works on any machine
     Report(ReportArgs),
+    /// Run check, trace or record on test kernels, with the command and its libraries, and bring back what came of it
+    Vm(Box<VmArgs>),
+    /// Keep a file of findings that are known
+    Baseline(BaselineArgs),
     /// Show what would be attached on this kernel, what was passed over and why, and what stays unseen
     Probes(ProbesArgs),
+    /// Read what a process has in memory: /proc/PID/pagemap, every bit of it
+    Pagemap(PagemapArgs),
 }
 
 /// Whom to watch.
@@ -129,6 +135,9 @@ pub struct CheckArgs {
     /// deadlock, without a deadlock
     #[arg(long)]
     pub order: bool,
+    /// What it means elsewhere.
+    #[command(flatten)]
+    pub ci: CiArgs,
 }
 
 /// `trace`.
@@ -166,6 +175,9 @@ pub struct RecordArgs {
     /// Form of the report, which goes to stdout
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
+    /// What it means elsewhere.
+    #[command(flatten)]
+    pub ci: CiArgs,
 }
 
 /// `report`.
@@ -174,9 +186,15 @@ pub struct ReportArgs {
     /// The recording
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
-    /// Where to.
+    /// Form of the output
+    #[arg(long, value_enum, default_value_t = ReportFormat::Text)]
+    pub format: ReportFormat,
+    /// Write to this file instead of stdout
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// What it means elsewhere.
     #[command(flatten)]
-    pub output: Output,
+    pub ci: CiArgs,
 }
 
 /// `probes`.

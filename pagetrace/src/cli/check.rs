@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 
 use super::{
     args::CheckArgs,
-    exit::{Exit, Misuse, Unmet},
+    exit::{Exit, Unmet},
     sink,
 };
 use crate::{
@@ -24,7 +24,7 @@ use crate::{
         workload::Ended,
     },
     output::{
-        Format, dot,
+        Format,
         report::{self, Command, Kernel, Report, ReportedFinding},
         text,
     },
@@ -129,6 +129,7 @@ pub(super) fn command(argv: &[std::ffi::OsString], end: CommandEnd) -> Command {
 /// Runs the check.
 pub(super) fn run(args: &CheckArgs) -> Result<Exit> {
     let provoke = args.provoke()?;
+    let ready = args.ci.open(&[("--output", args.run.output.output.as_deref())])?;
     let (mut out, style) = sink::open(args.run.output.output.as_deref())?;
     let facts = facts()?;
     if provoke.is_some() {
@@ -138,20 +139,20 @@ pub(super) fn run(args: &CheckArgs) -> Result<Exit> {
     let outcomes = drive(&facts, spec, &mut Quiet)?;
     let code = outcomes.command.and_then(|end| end.ended).and_then(Ended::code);
     let report = report(&facts, &args.run.target.argv, outcomes);
-    print(&report, args.run.output.format, &mut *out, style)?;
-    Ok(Exit::of_verdict(report.verdict, code))
+    ready.conclude(report, code, |report| print(report, args.run.output.format, &mut *out, style))
 }
 
-/// Writes a report. That nobody reads it is no error.
+/// Writes a report.
 pub(super) fn print(report: &Report, format: Format, out: &mut dyn io::Write, style: text::Style) -> Result<()> {
     let text = match format {
         Format::Text => text::render(report, style),
-        Format::Dot => match &report.order {
-            Some(order) => dot::render(order),
-            None => return Err(Misuse("there is no lock order to draw: it is followed with --order").into()),
-        },
         Format::Json => serde_json::to_string_pretty(report).context("cannot encode the report")? + "\n",
     };
+    put(&text, out)
+}
+
+/// Writes a text. That nobody reads it is no error.
+pub(super) fn put(text: &str, out: &mut dyn io::Write) -> Result<()> {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(err) if err.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         other => other.context("cannot write the report"),

@@ -32,21 +32,31 @@ pub enum Exit {
     Incomplete,
     /// 5: an internal or I/O error.
     Internal,
+    /// 69: a test machine failed, which says nothing about what was to be checked on it.
+    Machine,
     /// The traced command's own code.
     Command(u8),
 }
 
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
-        Self::from(match exit {
-            Exit::Clean => 0,
-            Exit::Findings => 1,
-            Exit::Usage => 2,
-            Exit::Cannot => 3,
-            Exit::Incomplete => 4,
-            Exit::Internal => 5,
-            Exit::Command(code) => code,
-        })
+        Self::from(exit.code())
+    }
+}
+
+impl Exit {
+    /// The number.
+    pub const fn code(self) -> u8 {
+        match self {
+            Self::Clean => 0,
+            Self::Findings => 1,
+            Self::Usage => 2,
+            Self::Cannot => 3,
+            Self::Incomplete => 4,
+            Self::Internal => 5,
+            Self::Machine => 69,
+            Self::Command(code) => code,
+        }
     }
 }
 
@@ -59,6 +69,11 @@ pub(super) struct Unmet(pub(super) String);
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct Misuse(pub(super) &'static str);
+
+/// Arguments that are well formed but name what cannot be used, said with what they name.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Refused(pub(super) String);
 
 impl Exit {
     /// The code a verdict ends with; a clean run hands on the command's own.
@@ -74,8 +89,14 @@ impl Exit {
     /// The code an error ends with.
     pub fn of_error(err: &anyhow::Error) -> Self {
         for cause in err.chain() {
+            if let Some(code) = super::pagemap::exit(cause) {
+                return code;
+            }
             if let Some(start) = cause.downcast_ref::<StartError>() {
                 return start.shell_code().map_or(Self::Internal, Self::Command);
+            }
+            if cause.is::<Refused>() {
+                return Self::Usage;
             }
             if cause.is::<TargetError>() || cause.is::<CgroupError>() || cause.is::<UserError>() || cause.is::<Misuse>()
             {

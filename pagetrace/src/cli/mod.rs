@@ -1,13 +1,18 @@
 //! The command line: arguments to a run, a run to output and exit code. Decides nothing about events.
 
 mod args;
+mod baseline;
 mod check;
+mod ci;
 mod exit;
+mod outputs;
+mod pagemap;
 mod probes;
 mod record;
 mod report;
 mod sink;
 mod trace;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -32,7 +37,10 @@ pub fn main() -> ExitCode {
         Command::Trace(args) => trace::run(&args),
         Command::Record(args) => record::run(&args),
         Command::Report(args) => report::run(&args),
+        Command::Vm(args) => vm::run(&args),
+        Command::Baseline(args) => baseline::run(&args),
         Command::Probes(args) => probes::run(&args),
+        Command::Pagemap(args) => pagemap::run(&args),
     };
     match result {
         Ok(exit) => exit.into(),

@@ -40,7 +40,7 @@ pub(super) fn run(args: &ProbesArgs) -> Result<Exit> {
         runtime.block_on(async { try_plan(&facts, &Spec { attach: args.attach, run, ..Spec::default() }) })?
     };
     let text = match args.format {
-        Format::Text | Format::Dot => output::plan::render(&plan, &facts.features.release),
+        Format::Text => output::plan::render(&plan, &facts.features.release),
         Format::Json => {
             let document = serde_json::json!({
                 "schema": "pagetrace.probes/1",

@@ -53,6 +53,7 @@ impl Observer for Recorder {
 
 /// Records.
 pub(super) fn run(args: &RecordArgs) -> Result<Exit> {
+    let ready = args.ci.open(&[("--output", Some(&args.output))])?;
     let file = writer::open(&args.output)?;
     let facts = facts()?;
     // A fraction of the ring: the reader has time until it is full, and is not woken for each record.
@@ -85,6 +86,7 @@ pub(super) fn run(args: &RecordArgs) -> Result<Exit> {
         }),
         watched_ns: u64::try_from(outcomes.watched.as_nanos()).unwrap_or(u64::MAX),
         reasons: outcomes.reasons,
+        deadlocks: outcomes.deadlocks,
     };
     let written = recorder.tape.finish(&outcomes.by_cpu, end).context("nothing was recorded")?;
     if let Some(stop) = &written.stop {
@@ -98,9 +100,9 @@ pub(super) fn run(args: &RecordArgs) -> Result<Exit> {
     }
     let (mut out, style) = sink::open(None)?;
     let read = report::read(&args.output)?;
-    print(&read.report, args.format, &mut *out, style)?;
+    let exit = ready.conclude(read.report, read.code, |report| print(report, args.format, &mut *out, style))?;
     if matches!(written.stop, Some(Stop::Failed(_))) {
         return Ok(Exit::Internal);
     }
-    Ok(read.exit)
+    Ok(exit)
 }

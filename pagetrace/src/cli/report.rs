@@ -10,7 +10,12 @@ use std::{
 use anyhow::{Context as _, Result};
 use pagetrace_ebpf::wire::setting;
 
-use super::{args::ReportArgs, check::print, exit::Exit, sink};
+use super::{
+    args::ReportArgs,
+    check::{print, put},
+    exit::{Exit, Misuse},
+    sink,
+};
 use crate::{
     analysis::{CrossCheck, Disagreement, Inputs, Loss, Outcome, Stacks, model::Rules},
     live::{
@@ -18,6 +23,7 @@ use crate::{
         workload::Ended,
     },
     output::{
+        Format, ReportFormat, dot,
         gather::Gather,
         report::{Command, Damage, Kernel, Recording, Report, Run},
     },
@@ -64,8 +70,8 @@ impl Stacks for Recorded<'_> {
 pub(super) struct Read {
     /// The report.
     pub(super) report: Report,
-    /// The exit code.
-    pub(super) exit: Exit,
+    /// The command's own exit code.
+    pub(super) code: Option<u8>,
 }
 
 /// Reads a recording to its end and judges it.
@@ -121,7 +127,7 @@ pub(super) fn read(path: &Path) -> Result<Read> {
     let count = |name: &String| counters.get(name).copied().unwrap_or(0);
     let mut loss: Loss = order.iter().map(|name| (name.clone().into(), count(name))).collect();
     loss.push(("uncertain_violation".into(), correlator.uncertain));
-    let End { command, watched_ns, mut reasons } = end.unwrap_or_default();
+    let End { command, watched_ns, mut reasons, deadlocks } = end.unwrap_or_default();
     let damage = reader.damage().map(|damage| Damage { offset: damage.offset, why: damage.why.clone() });
     if let Some(damage) = &damage {
         reasons.push(format!("the recording is damaged at byte {}: {}", damage.offset, damage.why));
@@ -149,7 +155,7 @@ pub(super) fn read(path: &Path) -> Result<Read> {
         skipped_by_program: BTreeMap::new(),
         provocation: None,
         order: lock_order,
-        deadlocks: Vec::new(),
+        deadlocks,
         recording: Some(Recording {
             version: header.version,
             began_ns: header.clock.realtime_ns,
@@ -161,7 +167,7 @@ pub(super) fn read(path: &Path) -> Result<Read> {
             disagreed: check.disagreed,
         }),
     });
-    Ok(Read { exit: Exit::of_verdict(report.verdict, code), report })
+    Ok(Read { report, code })
 }
 
 fn ended(command: &CommandEnd) -> Option<Ended> {
@@ -179,8 +185,18 @@ fn reported(end: CommandEnd) -> Command {
 
 /// Prints the report of a recording.
 pub(super) fn run(args: &ReportArgs) -> Result<Exit> {
-    let (mut out, style) = sink::open(args.output.output.as_deref())?;
+    let ready = args.ci.open(&[("--output", args.output.as_deref()), ("the recording", Some(&args.file))])?;
+    let (mut out, style) = sink::open(args.output.as_deref())?;
     let read = read(&args.file)?;
-    print(&read.report, args.output.format, &mut *out, style)?;
-    Ok(read.exit)
+    let Some(order) = read.report.order.as_ref().filter(|_| args.format == ReportFormat::Dot).map(dot::render) else {
+        let format = match args.format {
+            ReportFormat::Text => Format::Text,
+            ReportFormat::Json => Format::Json,
+            ReportFormat::Dot => {
+                return Err(Misuse("there is no lock order in the recording: it is recorded with --order").into());
+            }
+        };
+        return ready.conclude(read.report, read.code, |report| print(report, format, &mut *out, style));
+    };
+    ready.conclude(read.report, read.code, |_| put(&order, &mut *out))
 }

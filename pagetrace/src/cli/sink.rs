@@ -27,6 +27,14 @@ pub(super) fn open(path: Option<&Path>) -> Result<(Box<dyn Write>, Style)> {
     }
 }
 
+/// Writes data. That nobody reads it is no error.
+pub(super) fn write(out: &mut dyn Write, data: &[u8]) -> Result<()> {
+    match out.write_all(data).and_then(|()| out.flush()) {
+        Err(err) if err.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.context("cannot write the report"),
+    }
+}
+
 /// Whether an error only says that nobody reads the output any more.
 pub(super) fn is_broken_pipe(err: &anyhow::Error) -> bool {
     err.chain()

@@ -43,7 +43,7 @@ impl Observer for Stream {
     fn event(&mut self, record: &Record, names: &Symbolizer, stack: &[u64]) -> io::Result<()> {
         let Some(event) = Event::of(record, names, stack) else { return Ok(()) };
         match self.format {
-            Format::Text | Format::Dot => writeln!(self.out, "{}", event.text()),
+            Format::Text => writeln!(self.out, "{}", event.text()),
             Format::Json => {
                 serde_json::to_writer(&mut self.out, &event)?;
                 writeln!(self.out)
@@ -53,7 +53,7 @@ impl Observer for Stream {
 
     fn finding(&mut self, number: usize, finding: &ReportedFinding) -> io::Result<()> {
         match self.format {
-            Format::Text | Format::Dot => write!(self.out, "{}", text::finding(number, finding, self.style)),
+            Format::Text => write!(self.out, "{}", text::violation(number, finding, self.style)),
             Format::Json => {
                 let line = serde_json::json!({
                     "schema": crate::output::event::SCHEMA,

@@ -2,14 +2,14 @@
 
 use std::{
     collections::BTreeMap,
-    io::{self, Read as _},
+    io,
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
 };
 
 use aya::{
     Btf, Ebpf, EbpfError, EbpfLoader,
     maps::{Array, HashMap, MapData, MapError, PerCpuArray, RingBuf, StackTraceMap},
-    programs::{BtfTracePoint, FEntry, FExit, Iter, KProbe, PerfEvent, Program, ProgramError, RawTracePoint},
+    programs::{BtfTracePoint, FEntry, FExit, KProbe, PerfEvent, Program, ProgramError, RawTracePoint},
 };
 use pagetrace_ebpf::wire::{Wire as _, counter, kind, order, seen, setting, unwind};
 use tokio::io::unix::AsyncFd;
@@ -151,12 +151,14 @@ pub fn attach(
         }
     }
     if settings.get(setting::MM_CACHE) == setting::NONE {
-        find_address_spaces(&mut bpf, &btf)?;
+        // Only on kernels whose slabs cannot be read.
+        iterate::find_address_spaces(&mut bpf, &btf)?;
     }
     let breakpoints = attach_all(&mut bpf, &probes, symbols)?;
     let mut attached_at = Array::<_, u64>::try_from(map(&mut bpf, "ATTACHED_AT")?)?;
     let now = monotonic_ns();
     attached_at.set(0, now, 0)?;
+    iterate::find_locked(&mut bpf, &btf)?;
     let mut distances = Array::<_, u64>::try_from(map(&mut bpf, "DISTANCES")?)?;
     // Right where a kprobe's stack pointer points.
     distances.set(unwind::kind::KPROBE, 1, 0)?;
@@ -301,26 +303,6 @@ fn fill_targets(bpf: &mut Ebpf, settings: &Settings, targets: &[u64]) -> Result<
         map.insert(key, 0, 0)?;
     }
     Ok(())
-}
-
-/// Runs the task iterator once. Only for kernels whose slabs cannot be read.
-fn find_address_spaces(bpf: &mut Ebpf, btf: &Btf) -> Result<(), AttachError> {
-    let probe = Probe {
-        program: "it_task".to_owned(),
-        kind: ProgramType::BtfTracepoint,
-        target: "task".to_owned(),
-        stage: Stage::TaskLife,
-    };
-    let run = |bpf: &mut Ebpf| -> Result<(), ProgramError> {
-        let iter: &mut Iter = program(bpf, &probe.program)?.try_into()?;
-        iter.load("task", btf)?;
-        let id = iter.attach()?;
-        let mut file = iter.take_link(id)?.into_file().map_err(|err| ProgramError::IOError(io::Error::other(err)))?;
-        let mut sink = Vec::new();
-        file.read_to_end(&mut sink)?;
-        Ok(())
-    };
-    run(bpf).map_err(|why| refused(&probe, &why))
 }
 
 impl Attached {
@@ -502,3 +484,7 @@ fn recursion_misses(program: &Program) -> Option<u64> {
     let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
     text.lines().find_map(|line| line.strip_prefix("recursion_misses:")?.trim().parse().ok())
 }
+
+mod iterate;
+#[cfg(test)]
+mod object;

@@ -28,7 +28,7 @@ pub fn summary(finding: &Finding) -> String {
         finding.locks.iter().map(|lock| format!("{} (held for {})", whose(lock), mode(lock))).collect();
     let locks = if locks.is_empty() { "mmap locks".to_owned() } else { locks.join(" and ") };
     let fault = match finding.class {
-        Class::FaultUnderLock => " and took a page fault",
+        Class::FaultUnderLock | Class::LockOrder | Class::Deadlock => " and took a page fault",
         Class::UaccessUnderLock => "",
         Class::LockLeak => {
             // A task that has ended has no address space any more.
@@ -72,7 +72,8 @@ pub fn advice(finding: &Finding) -> String {
              queues between the two: with one (any mmap, munmap, brk or mprotect of another thread), reader and writer \
              wait for each other."
         }
-        Severity::CrossMm => {
+        // What has this severity is no violation of one task, and has advice of its own.
+        Severity::CrossMm | Severity::Inversion => {
             "The fault handler takes the faulting mm's mmap_lock while another mm's is held: a second task that does \
              the same the other way round, with writers queued, completes an ABBA deadlock across the two."
         }

@@ -4,8 +4,19 @@ use std::fmt::{self, Write};
 
 use serde::{Deserialize, Serialize};
 
-use super::text::{Style, write_stack};
-use crate::{analysis::deadlock::Because, symbolize::Frame};
+use super::{
+    found::Marks,
+    report::Task,
+    text::{Style, wrap, write_excuse, write_stack},
+};
+use crate::{
+    analysis::{Class, Severity, deadlock::Because},
+    symbolize::Frame,
+};
+
+const ADVICE: &str = "These tasks do not go on, and whatever else wants their locks queues behind them: reading their maps or \
+                      command lines does as well. A task whose wait is uninterruptible ends with a reboot only. See the other \
+                      findings for the access or the order that leads here.";
 
 /// A lock that is held or waited for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,21 +66,45 @@ pub struct Bystander {
 /// Tasks that wait for each other.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReportedDeadlock {
-    /// Its class, as other findings have one.
-    pub class: String,
+    /// [`Class::Deadlock`].
+    pub class: Class,
+    /// [`Severity::Deadlock`].
+    pub severity: Severity,
+    /// What tells it over time.
+    #[serde(flatten)]
+    pub marks: Marks,
+    /// The first of its tasks.
+    pub task: Option<Task>,
     /// What it is, in a sentence.
     pub summary: String,
     /// Its tasks, each waiting for the next.
     pub tasks: Vec<StandingTask>,
     /// Other threads of these processes that wait for a lock.
     pub beside: Vec<Bystander>,
+    /// What to do about it.
+    pub advice: String,
 }
 
 impl ReportedDeadlock {
     /// A deadlock of these tasks.
     pub fn of(tasks: Vec<StandingTask>, beside: Vec<Bystander>) -> Self {
         let summary = summary(&tasks);
-        Self { class: "deadlock".to_owned(), summary, tasks, beside }
+        let task = tasks.first().map(|StandingTask { pid, tid, comm, .. }| Task {
+            pid: *pid,
+            tid: *tid,
+            comm: comm.clone(),
+            kernel_thread: false,
+        });
+        Self {
+            class: Class::Deadlock,
+            severity: Severity::Deadlock,
+            marks: Marks::default(),
+            advice: ADVICE.to_owned(),
+            task,
+            summary,
+            tasks,
+            beside,
+        }
     }
 }
 
@@ -99,35 +134,37 @@ fn summary(tasks: &[StandingTask]) -> String {
     }
 }
 
-/// Writes them, numbered from `first` on.
-pub(super) fn write(out: &mut String, deadlocks: &[ReportedDeadlock], first: usize, style: Style) -> fmt::Result {
-    for (number, deadlock) in (first..).zip(deadlocks) {
-        writeln!(out, "#{number} deadlock, {}: {}", style.paint("1;31", "standing"), deadlock.summary)?;
-        for (at, task) in deadlock.tasks.iter().enumerate() {
-            let next = deadlock.tasks.get((at + 1) % deadlock.tasks.len()).unwrap_or(task);
-            writeln!(
-                out,
-                "  {} waits for {} ({}) {} {}",
-                who(task),
-                task.waits_for.name,
-                task.waits_for.mode,
-                why(task.because),
-                who(next)
-            )?;
-            for lock in &task.holds {
-                writeln!(out, "  {} holds {} ({})", who(task), lock.name, lock.mode)?;
-                write_stack(out, "which was taken here", &lock.stack)?;
-            }
-            write_lines(out, &format!("{} waits here", who(task)), &task.waits_at)?;
+/// Writes a deadlock.
+pub(super) fn write(out: &mut String, number: usize, deadlock: &ReportedDeadlock, style: Style) -> fmt::Result {
+    let standing = style.paint("1;31", "standing");
+    writeln!(out, "#{number} {}, {standing}: {}", deadlock.class.name(), deadlock.summary)?;
+    write_excuse(out, &deadlock.marks)?;
+    for (at, task) in deadlock.tasks.iter().enumerate() {
+        let next = deadlock.tasks.get((at + 1) % deadlock.tasks.len()).unwrap_or(task);
+        writeln!(
+            out,
+            "  {} waits for {} ({}) {} {}",
+            who(task),
+            task.waits_for.name,
+            task.waits_for.mode,
+            why(task.because),
+            who(next)
+        )?;
+        for lock in &task.holds {
+            writeln!(out, "  {} holds {} ({})", who(task), lock.name, lock.mode)?;
+            write_stack(out, "which was taken here", &lock.stack)?;
         }
-        for task in &deadlock.beside {
-            let who =
-                format!("{} (pid {}, tid {}), which waits for a lock as well, is here", task.comm, task.pid, task.tid);
-            write_lines(out, &who, &task.waits_at)?;
-        }
-        writeln!(out)?;
+        write_lines(out, &format!("{} waits here", who(task)), &task.waits_at)?;
     }
-    Ok(())
+    for task in &deadlock.beside {
+        let who =
+            format!("{} (pid {}, tid {}), which waits for a lock as well, is here", task.comm, task.pid, task.tid);
+        write_lines(out, &who, &task.waits_at)?;
+    }
+    for line in wrap(&deadlock.advice, 110) {
+        writeln!(out, "  {line}")?;
+    }
+    writeln!(out)
 }
 
 fn write_lines(out: &mut String, title: &str, lines: &[String]) -> fmt::Result {

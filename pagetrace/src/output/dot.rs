@@ -8,7 +8,7 @@ use crate::analysis::LockMode;
 /// Renders the order.
 pub fn render(order: &ReportedOrder) -> String {
     let mut out = String::from("digraph \"lock order\" {\n  rankdir=LR;\n  node [shape=box, fontname=monospace];\n");
-    let guilty: Vec<usize> = order.inversions.iter().flat_map(|inversion| inversion.edges.iter().copied()).collect();
+    let guilty: Vec<usize> = order.cycles.iter().flat_map(|cycle| cycle.edges.iter().copied()).collect();
     let mut nodes: BTreeMap<&str, usize> = BTreeMap::new();
     for edge in &order.edges {
         for lock in [&edge.held, &edge.wanted] {
@@ -29,7 +29,7 @@ pub fn render(order: &ReportedOrder) -> String {
         };
         let letter = |mode| if mode == LockMode::Read { 'r' } else { 'w' };
         let label = format!("{}{} x{}", letter(edge.held.mode), letter(edge.wanted.mode), edge.count);
-        let look = match (guilty.contains(&index), edge.known) {
+        let look = match (guilty.contains(&index), &edge.known) {
             (true, _) => ", color=red, penwidth=2",
             (false, Some(_)) => ", style=dotted",
             (false, None) => "",

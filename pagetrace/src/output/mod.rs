@@ -1,15 +1,25 @@
 //! Reports and event lines: values in, text or JSON out. Nothing here reads the machine.
 
 pub mod advice;
+pub mod case;
+pub mod console;
 pub mod deadlock;
+pub mod document;
 pub mod dot;
 pub mod event;
+pub mod fingerprint;
+pub mod found;
 pub mod gather;
+pub mod github;
+pub mod junit;
 pub mod order;
 mod order_text;
+pub mod pagemap;
 pub mod plan;
 pub mod provocation;
 pub mod report;
+pub mod sarif;
+pub mod stacks;
 pub mod text;
 
 /// Form of the output.
@@ -18,6 +28,15 @@ pub enum Format {
     /// For people.
     Text,
     /// For programs: one document, or one object a line.
+    Json,
+}
+
+/// Form of what a recording tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum ReportFormat {
+    /// For people.
+    Text,
+    /// One document, for programs.
     Json,
     /// The lock order as a graph for Graphviz.
     Dot,

@@ -1,12 +1,17 @@
 //! The lock order of a report: edges and inversions with names. Values in, values out.
 
-use pagetrace_ebpf::wire::order::{ClassId, class};
-use serde::Serialize;
+use std::borrow::Cow;
 
-use super::report::{Owner, Task};
+use pagetrace_ebpf::wire::order::{ClassId, class};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    found::Marks,
+    report::{Owner, Task},
+};
 use crate::{
     analysis::{
-        LockMode,
+        Class, LockMode, Severity,
         order::{Cause, Edge, Inversion, Lock, Orders, Shape},
     },
     kernel::locks::LockFields,
@@ -14,7 +19,7 @@ use crate::{
 };
 
 /// How a lock's name was found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum NamedBy {
     /// It is an mmap_lock, by the slab cache that it lies in.
@@ -36,7 +41,7 @@ pub enum NamedBy {
 }
 
 /// A lock's name.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Name {
     /// What it is called, by class.
     pub text: String,
@@ -45,7 +50,7 @@ pub struct Name {
 }
 
 /// A lock of an edge, with its name.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ReportedLock {
     /// Its class.
     #[serde(flatten)]
@@ -57,7 +62,7 @@ pub struct ReportedLock {
     /// Read or write.
     pub mode: LockMode,
     /// `mutex` or `rwsem`.
-    pub kind: &'static str,
+    pub kind: Cow<'static, str>,
     /// Taken by a trylock.
     pub trylock: bool,
     /// Where it was taken or wanted.
@@ -65,7 +70,7 @@ pub struct ReportedLock {
 }
 
 /// An edge, with names.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ReportedEdge {
     /// The lock that was held.
     pub held: ReportedLock,
@@ -86,31 +91,47 @@ pub struct ReportedEdge {
     /// Last time it was seen.
     pub last_seen_ns: u64,
     /// Why it takes part in no cycle; null when it does.
-    pub known: Option<&'static str>,
+    pub known: Option<Cow<'static, str>>,
 }
 
 /// An inversion, with names.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ReportedInversion {
-    /// Its class, as other findings have one.
-    pub class: &'static str,
-    /// Its severity, as other findings have one.
-    pub severity: &'static str,
+    /// [`Class::LockOrder`].
+    pub class: Class,
+    /// [`Severity::Inversion`].
+    pub severity: Severity,
+    /// What tells it over time.
+    #[serde(flatten)]
+    pub marks: Marks,
+    /// How often its rarest edge was seen.
+    pub count: u64,
+    /// Who was seen with the first edge.
+    pub task: Option<Task>,
     /// What kind of cycle.
     pub shape: Shape,
-    /// Indices of its edges in [`ReportedOrder::edges`].
-    pub edges: Vec<usize>,
+    /// Its edges, each beginning where the one before ends.
+    pub cycle: Vec<ReportedEdge>,
     /// What it is, in a sentence.
     pub summary: String,
     /// What to do about it.
     pub advice: String,
 }
 
+/// A cycle in the order, by the places of its edges.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ReportedCycle {
+    /// What kind.
+    pub shape: Shape,
+    /// Indices in [`ReportedOrder::edges`].
+    pub edges: Vec<usize>,
+}
+
 /// The lock order of a run.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct ReportedOrder {
-    /// Cycles.
-    pub inversions: Vec<ReportedInversion>,
+    /// Cycles through mmap_lock.
+    pub cycles: Vec<ReportedCycle>,
     /// All edges seen, oldest first.
     pub edges: Vec<ReportedEdge>,
     /// Edges that found no room in the report.
@@ -169,7 +190,7 @@ fn reported_lock(lock: &Lock, names: &Symbolizer, fields: &LockFields) -> Report
         address: format!("{:#x}", lock.address),
         owner: owner.map(|(pid, comm)| Owner { pid: *pid, comm: comm.clone() }),
         mode: lock.mode,
-        kind: if lock.mutex { "mutex" } else { "rwsem" },
+        kind: if lock.mutex { "mutex" } else { "rwsem" }.into(),
         trylock: lock.trylock,
         stack: names.frames(&lock.stack),
     }
@@ -191,7 +212,7 @@ impl ReportedEdge {
             held_ns: edge.time.saturating_sub(edge.since),
             count: edge.count,
             last_seen_ns: edge.last,
-            known: edge.known.map(|known| known.what),
+            known: edge.known.map(|known| known.what.into()),
         }
     }
 }
@@ -199,6 +220,7 @@ impl ReportedEdge {
 /// The lock as a person tells it from the others of its class.
 pub fn whose(lock: &ReportedLock) -> String {
     match &lock.owner {
+        Some(owner) if owner.comm.is_empty() => format!("{} of process {}", lock.name.text, owner.pid),
         Some(owner) => format!("{} of process {} ({})", lock.name.text, owner.pid, owner.comm),
         None => lock.name.text.clone(),
     }
@@ -210,24 +232,32 @@ impl ReportedOrder {
         for (named, edge) in named.iter_mut().zip(orders.edges()) {
             (named.count, named.last_seen_ns) = (edge.count, edge.last);
         }
-        let reported = |inversion: Inversion| {
-            let edges: Vec<&ReportedEdge> = inversion.edges.iter().filter_map(|&index| named.get(index)).collect();
+        let cycle = |Inversion { shape, edges }| ReportedCycle { shape, edges };
+        let cycles = orders.inversions().into_iter().map(cycle).collect();
+        Self { cycles, edges: named, dropped: orders.overflow }
+    }
+
+    /// The cycles as findings.
+    pub fn inversions(&self) -> impl Iterator<Item = ReportedInversion> {
+        self.cycles.iter().map(|ReportedCycle { shape, edges }| {
+            let cycle: Vec<ReportedEdge> = edges.iter().filter_map(|&index| self.edges.get(index)).cloned().collect();
             ReportedInversion {
-                class: "lock-order",
-                severity: "inversion",
-                shape: inversion.shape,
-                summary: summary(inversion.shape, &edges),
-                advice: advice(inversion.shape, &edges),
-                edges: inversion.edges,
+                class: Class::LockOrder,
+                severity: Severity::Inversion,
+                marks: Marks::default(),
+                count: cycle.iter().map(|edge| edge.count).min().unwrap_or(0),
+                task: cycle.first().map(|edge| edge.task.clone()),
+                shape: *shape,
+                summary: summary(*shape, &cycle),
+                advice: advice(*shape, &cycle),
+                cycle,
             }
-        };
-        let inversions = orders.inversions().into_iter().map(reported).collect();
-        Self { inversions, edges: named, dropped: orders.overflow }
+        })
     }
 }
 
 /// What an inversion is.
-pub fn summary(shape: Shape, edges: &[&ReportedEdge]) -> String {
+pub fn summary(shape: Shape, edges: &[ReportedEdge]) -> String {
     let instances = shape != Shape::Classes;
     let name = |lock: &ReportedLock| if instances { whose(lock) } else { lock.name.text.clone() };
     let mut chain: Vec<String> = edges.iter().map(|edge| name(&edge.held)).collect();
@@ -240,7 +270,7 @@ pub fn summary(shape: Shape, edges: &[&ReportedEdge]) -> String {
     }
 }
 
-fn advice(shape: Shape, edges: &[&ReportedEdge]) -> String {
+fn advice(shape: Shape, edges: &[ReportedEdge]) -> String {
     match shape {
         Shape::Recursive => "Readers queue behind a writer that waits, so even a second read acquisition waits for ever as \
                              soon as a writer comes in between. Take the lock once, and pass on that it is held."

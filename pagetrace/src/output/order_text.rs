@@ -3,8 +3,8 @@
 use std::fmt::{self, Write};
 
 use super::{
-    order::{NamedBy, ReportedEdge, ReportedInversion, ReportedLock, ReportedOrder, whose},
-    text::{Style, wrap, write_stack},
+    order::{NamedBy, ReportedEdge, ReportedInversion, ReportedLock, whose},
+    text::{Style, wrap, write_excuse, write_stack},
 };
 use crate::analysis::{
     LockMode,
@@ -14,14 +14,6 @@ use crate::analysis::{
 /// Width of a column of the scenario.
 const COLUMN: usize = 44;
 
-/// Writes all inversions, numbered from `first` on.
-pub(super) fn write(out: &mut String, order: &ReportedOrder, first: usize, style: Style) -> fmt::Result {
-    for (number, inversion) in (first..).zip(&order.inversions) {
-        write_inversion(out, number, inversion, order, style)?;
-    }
-    Ok(())
-}
-
 fn mode(mode: LockMode) -> &'static str {
     match mode {
         LockMode::Read => "read",
@@ -29,22 +21,17 @@ fn mode(mode: LockMode) -> &'static str {
     }
 }
 
-fn write_inversion(
-    out: &mut String,
-    number: usize,
-    inversion: &ReportedInversion,
-    order: &ReportedOrder,
-    style: Style,
-) -> fmt::Result {
-    let severity = style.paint("1;31", inversion.severity);
-    writeln!(out, "#{number} {}, {severity}: {}", inversion.class, inversion.summary)?;
-    let edges: Vec<&ReportedEdge> = inversion.edges.iter().filter_map(|&index| order.edges.get(index)).collect();
+/// Writes an inversion.
+pub(super) fn write(out: &mut String, number: usize, inversion: &ReportedInversion, style: Style) -> fmt::Result {
+    let ReportedInversion { class, severity, summary, cycle: edges, .. } = inversion;
+    writeln!(out, "#{number} {}, {}: {summary}", class.name(), style.severity(*severity))?;
+    write_excuse(out, &inversion.marks)?;
     for (step, edge) in edges.iter().enumerate() {
         write_edge(out, step + 1, edge)?;
     }
     if edges.len() > 1 {
         writeln!(out, "  what happens when the tasks meet:")?;
-        scenario(out, inversion.shape, &edges)?;
+        scenario(out, inversion.shape, edges)?;
     }
     for line in wrap(&inversion.advice, 110) {
         writeln!(out, "  {line}")?;
@@ -101,7 +88,7 @@ fn found(lock: &ReportedLock) -> &'static str {
 }
 
 /// Each task a column: what it holds, then what it waits for.
-fn scenario(out: &mut String, shape: Shape, edges: &[&ReportedEdge]) -> fmt::Result {
+fn scenario(out: &mut String, shape: Shape, edges: &[ReportedEdge]) -> fmt::Result {
     let lock = |lock: &ReportedLock| if shape == Shape::Classes { lock.name.text.clone() } else { whose(lock) };
     let row = |out: &mut String, cells: Vec<String>| {
         let cells: Vec<String> = cells.iter().map(|cell| format!("{cell:<COLUMN$}")).collect();
@@ -127,7 +114,7 @@ fn scenario(out: &mut String, shape: Shape, edges: &[&ReportedEdge]) -> fmt::Res
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use pagetrace_ebpf::wire::{
         Header, MmOwner,
         lock::held,
@@ -138,7 +125,10 @@ mod tests {
     use crate::{
         analysis::{Stacks, order::Orders},
         kernel::locks::LockFields,
-        output::{dot, order::ReportedEdge},
+        output::{
+            dot,
+            order::{ReportedEdge, ReportedOrder},
+        },
         record::user::Symbol,
         symbolize::Symbolizer,
     };
@@ -171,7 +161,8 @@ mod tests {
         record
     }
 
-    fn example() -> ReportedOrder {
+    /// A mutex that is wanted under mmap_lock, and held over a fault.
+    pub(in crate::output) fn example() -> ReportedOrder {
         let mm = MmOwner { mm: 1, tgid: 8, ..MmOwner::default() };
         let mmap = |flags| OrderLock {
             class: LockClass { kind: class::MMAP, owner: 1, ..LockClass::default() },
@@ -208,11 +199,13 @@ mod tests {
     #[test]
     fn an_inversion_says_who_what_where_and_how_it_ends() {
         let mut out = String::new();
-        write(&mut out, &example(), 1, Style { colour: false }).unwrap();
+        for inversion in example().inversions() {
+            write(&mut out, 1, &inversion, Style { colour: false }).unwrap();
+        }
         let expected = [
             "#1 lock-order, inversion: mmap_lock is taken in both orders with other locks: mmap_lock -> drv:drv_lock -> mmap_lock",
-            "  1. drv (pid 8, tid 9) wanted drv:drv_lock for write, and held mmap_lock of process 8 () for write",
-            "  2. drv (pid 8, tid 9) wanted mmap_lock of process 8 () for read, by a page fault at 0x1000, and held drv:drv_lock \
+            "  1. drv (pid 8, tid 9) wanted drv:drv_lock for write, and held mmap_lock of process 8 for write",
+            "  2. drv (pid 8, tid 9) wanted mmap_lock of process 8 for read, by a page fault at 0x1000, and held drv:drv_lock \
              for write",
             "  seen once, first at 0.002000 s, with the outer lock held for 500.0 us",
             "  drv:drv_lock is the mutex at 0xffffffffc0001000, a variable of that name",
@@ -222,7 +215,7 @@ mod tests {
             "    waits for drv:drv_lock (write)",
             "                                                  waits for mmap_lock (read)",
             "    *** deadlock: nobody goes on ***",
-            "  Do not touch user memory while drv:drv_lock is held: copy before it is taken, or to a kernel buffer and to the user",
+            "  Do not touch user memory while drv:drv_lock is held: copy before it is taken, or to a kernel buffer and to the",
         ];
         for line in expected {
             assert!(out.lines().any(|have| have == line), "{line}\nis not in\n{out}");

@@ -2,12 +2,22 @@
 
 use std::{borrow::Cow, collections::BTreeMap};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::{advice, deadlock::ReportedDeadlock, order::ReportedOrder, provocation::Provocation};
+use super::{
+    advice,
+    console::Sign,
+    deadlock::ReportedDeadlock,
+    fingerprint,
+    found::{Found, Marks},
+    order::ReportedOrder,
+    provocation::Provocation,
+};
 use crate::{
     analysis::{Class, Finding, HeldLock, Inputs, LockMode, MmId, Relation, Severity, Verdict, VmaInfo, judge},
+    lines::Source,
     plan::{Attach, PassedOver, Plan, Probe},
+    policy,
     symbolize::{Frame, Symbolizer},
 };
 
@@ -15,10 +25,10 @@ use crate::{
 pub const SCHEMA: &str = "pagetrace.report/1";
 
 /// A whole report.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Report {
     /// [`SCHEMA`].
-    pub schema: &'static str,
+    pub schema: Cow<'static, str>,
     /// The verdict.
     pub verdict: Verdict,
     /// The kernel that was watched.
@@ -27,8 +37,8 @@ pub struct Report {
     pub command: Option<Command>,
     /// Milliseconds watched.
     pub duration_ms: u64,
-    /// Findings, oldest first.
-    pub findings: Vec<ReportedFinding>,
+    /// Findings: violations, oldest first, then deadlocks, then inversions of the lock order.
+    pub findings: Vec<Found>,
     /// Counters, by name.
     pub loss: BTreeMap<Cow<'static, str>, u64>,
     /// The counters that counted anything, a number a CPU.
@@ -37,11 +47,8 @@ pub struct Report {
     pub skipped_by_program: BTreeMap<String, u64>,
     /// What was seen and what was not.
     pub coverage: Coverage,
-    /// Deadlocks that stood while the run went on.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub deadlocks: Vec<ReportedDeadlock>,
     /// The order in which sleeping locks were taken, where that was asked for.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub order: Option<ReportedOrder>,
     /// What pushing the target's pages out came to, where it was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -49,6 +56,15 @@ pub struct Report {
     /// The recording this was read from; absent in a live run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub recording: Option<Recording>,
+    /// Source lines of the frames, by their addresses, as far as debug information was at hand.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub sources: BTreeMap<String, Source>,
+    /// What the kernel of a test machine said about its own health.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub console: Vec<Sign>,
+    /// What follows from it, where a policy was given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<policy::Outcome>,
 }
 
 /// What a report is made of, whether it comes from a live run or from a recording.
@@ -97,12 +113,16 @@ impl Report {
         } = run;
         let (mut loss_by_cpu, skipped_by_program) = (run.loss_by_cpu, run.skipped_by_program);
         loss_by_cpu.retain(|_, by_cpu| by_cpu.iter().any(|count| *count != 0));
-        inputs.findings = findings.len() + deadlocks.len() + order.as_ref().map_or(0, |order| order.inversions.len());
+        let violations = findings.into_iter().map(|it| Found::Violation(Box::new(it)));
+        let deadlocks = deadlocks.into_iter().map(|it| Found::Deadlock(Box::new(it)));
+        let inversions = order.iter().flat_map(ReportedOrder::inversions).map(|it| Found::Inversion(Box::new(it)));
+        let findings: Vec<Found> = violations.chain(deadlocks).chain(inversions).map(Found::marked).collect();
+        inputs.findings = findings.len();
         let (verdict, because) = judge(&inputs);
         let coverage = Coverage::of(&plan, because);
         let loss = inputs.loss.into_iter().collect();
         Self {
-            schema: SCHEMA,
+            schema: SCHEMA.into(),
             verdict,
             kernel,
             command,
@@ -112,16 +132,18 @@ impl Report {
             loss_by_cpu,
             skipped_by_program,
             coverage,
-            deadlocks,
             order,
             provocation,
             recording,
+            sources: BTreeMap::new(),
+            console: Vec::new(),
+            policy: None,
         }
     }
 }
 
 /// A recording and what checking it against itself gave.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Recording {
     /// Version of the program that made it.
     pub version: String,
@@ -142,7 +164,7 @@ pub struct Recording {
 }
 
 /// Damage of a recording.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Damage {
     /// Bytes from its start that could be trusted.
     pub offset: u64,
@@ -151,7 +173,7 @@ pub struct Damage {
 }
 
 /// The kernel.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Kernel {
     /// `uname -r`.
     pub release: String,
@@ -160,7 +182,7 @@ pub struct Kernel {
 }
 
 /// The traced command.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Command {
     /// Its words.
     pub argv: Vec<String>,
@@ -177,7 +199,7 @@ pub struct Command {
 }
 
 /// What was attached and what stays unseen.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Coverage {
     /// One entry a logical event.
     pub events: Vec<CoveredEvent>,
@@ -188,10 +210,10 @@ pub struct Coverage {
 }
 
 /// How one event was had.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct CoveredEvent {
     /// The event.
-    pub event: &'static str,
+    pub event: Cow<'static, str>,
     /// The attach type; null when nothing shows it.
     pub attach: Option<Attach>,
     /// The programs.
@@ -207,7 +229,7 @@ impl Coverage {
             .events
             .iter()
             .map(|event| CoveredEvent {
-                event: event.event.name(),
+                event: event.event.name().into(),
                 attach: event.attach,
                 probes: event.probes.clone(),
                 passed_over: event.passed_over.clone(),
@@ -218,12 +240,15 @@ impl Coverage {
 }
 
 /// A finding with names.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ReportedFinding {
     /// Its class.
     pub class: Class,
     /// Its severity.
     pub severity: Severity,
+    /// What tells it over time.
+    #[serde(flatten)]
+    pub marks: Marks,
     /// Times it was seen.
     pub count: u64,
     /// Tasks it was seen of.
@@ -249,7 +274,7 @@ pub struct ReportedFinding {
 }
 
 /// A task.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Task {
     /// Process id.
     pub pid: u32,
@@ -262,7 +287,7 @@ pub struct Task {
 }
 
 /// A process that owns an address space.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Owner {
     /// Process id.
     pub pid: u32,
@@ -271,7 +296,7 @@ pub struct Owner {
 }
 
 /// A lock held.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Lock {
     /// Address of the mm.
     pub mm: String,
@@ -285,7 +310,10 @@ pub struct Lock {
     pub trylock: bool,
     /// Was a writer before.
     pub downgraded: bool,
-    /// Nanoseconds held.
+    /// Nobody saw it being taken, before tracing began for one: the lock's own word names the task as its writer.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub taken_unseen: bool,
+    /// Nanoseconds held, as far as is known.
     pub held_ns: u64,
     /// Whether a writer was queued.
     pub writer_queued: Option<bool>,
@@ -294,7 +322,7 @@ pub struct Lock {
 }
 
 /// The access that faulted.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Fault {
     /// Address.
     pub address: String,
@@ -313,7 +341,7 @@ pub struct Fault {
 }
 
 /// A VMA.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Vma {
     /// First address.
     pub start: String,
@@ -349,6 +377,7 @@ fn lock(held: &HeldLock, names: &Symbolizer) -> Lock {
         mode: held.mode,
         trylock: held.trylock,
         downgraded: held.downgraded,
+        taken_unseen: held.taken_unseen,
         held_ns: held.held_ns,
         writer_queued: held.writer_queued,
         stack: names.frames(&held.stack),
@@ -360,9 +389,10 @@ impl ReportedFinding {
     pub fn name(finding: &Finding, names: &Symbolizer) -> Self {
         let Finding { class, severity, task, locks, access, count, tasks, seen, stuck } = finding;
         let instruction = names.frames(&[access.ip]).into_iter().next();
-        Self {
+        let mut named = Self {
             class: *class,
             severity: *severity,
+            marks: Marks::default(),
             count: *count,
             tasks: *tasks,
             first_seen_ns: seen.0,
@@ -387,7 +417,14 @@ impl ReportedFinding {
             },
             summary: advice::summary(finding),
             advice: advice::advice(finding),
-        }
+        };
+        named.mark();
+        named
+    }
+
+    /// Gives it its fingerprint.
+    pub fn mark(&mut self) {
+        self.marks.fingerprint = fingerprint::hash(&self.identity());
     }
 
     /// Takes over what changed since it was named.

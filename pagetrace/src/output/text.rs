@@ -3,7 +3,9 @@
 use std::fmt::{self, Write};
 
 use super::{
-    deadlock, order_text,
+    deadlock,
+    found::{Found, Marks},
+    order_text,
     report::{Command, Lock, Owner, Report, ReportedFinding},
 };
 use crate::{
@@ -23,7 +25,7 @@ impl Style {
         if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
     }
 
-    fn severity(self, severity: Severity) -> String {
+    pub(super) fn severity(self, severity: Severity) -> String {
         let code = if matches!(severity, Severity::CrossMm | Severity::Latent) { "1;33" } else { "1;31" };
         self.paint(code, severity.name())
     }
@@ -39,21 +41,26 @@ pub fn render(report: &Report, style: Style) -> String {
 
 fn write_report(out: &mut String, report: &Report, style: Style) -> fmt::Result {
     for (index, finding) in report.findings.iter().enumerate() {
-        write_finding(out, index + 1, finding, style)?;
+        write_found(out, index + 1, finding, style)?;
     }
-    deadlock::write(out, &report.deadlocks, report.findings.len() + 1, style)?;
-    if let Some(order) = &report.order {
-        let before = report.findings.len() + report.deadlocks.len();
-        order_text::write(out, order, before + 1, style)?;
-    }
+    write_closing(out, report, style)
+}
+
+/// What a report ends with: the verdict and what it rests on.
+pub fn closing(report: &Report, style: Style) -> String {
+    let mut out = String::new();
+    // Writing to a String cannot fail.
+    let _ = write_closing(&mut out, report, style);
+    out
+}
+
+fn write_closing(out: &mut String, report: &Report, style: Style) -> fmt::Result {
     let verdict = match report.verdict {
         Verdict::Clean => style.paint("1;32", "CLEAN"),
         Verdict::Findings => style.paint("1;31", "FINDINGS"),
         Verdict::Incomplete => style.paint("1;33", "INCOMPLETE"),
     };
-    let count = report.findings.len()
-        + report.deadlocks.len()
-        + report.order.as_ref().map_or(0, |order| order.inversions.len());
+    let count = report.findings.len();
     let what = match report.verdict {
         Verdict::Clean if report.order.is_some() => {
             "no user memory was touched and faulted in under an mmap lock, and no lock was taken in both orders with one"
@@ -89,7 +96,7 @@ fn write_report(out: &mut String, report: &Report, style: Style) -> fmt::Result 
             out,
             "  lock order: {} edges, {known} of them known to be right; {} cycles through mmap_lock",
             order.edges.len(),
-            order.inversions.len()
+            order.cycles.len()
         )?;
     }
     if let Some(provocation) = &report.provocation {
@@ -106,8 +113,26 @@ fn write_report(out: &mut String, report: &Report, style: Style) -> fmt::Result 
             recording.records, recording.bytes
         )?;
     }
+    for sign in &report.console {
+        writeln!(out, "  console: {}: {}", sign.kind, sign.message)?;
+        for line in &sign.more {
+            writeln!(out, "    {line}")?;
+        }
+    }
     if let Some(command) = &report.command {
         write_command(out, command)?;
+    }
+    write_policy(out, report)
+}
+
+fn write_policy(out: &mut String, report: &Report) -> fmt::Result {
+    let Some(policy) = &report.policy else { return Ok(()) };
+    writeln!(out, "  policy: {}", policy.result.name())?;
+    for why in &policy.because {
+        writeln!(out, "  policy: {why}")?;
+    }
+    if !policy.unused.is_empty() {
+        writeln!(out, "  policy: in the baseline and not found: {}", policy.unused.join(", "))?;
     }
     Ok(())
 }
@@ -149,16 +174,40 @@ pub(super) fn write_stack(out: &mut String, title: &str, stack: &[Frame]) -> fmt
 }
 
 /// Renders one finding.
-pub fn finding(number: usize, finding: &ReportedFinding, style: Style) -> String {
+pub fn finding(number: usize, finding: &Found, style: Style) -> String {
+    let mut out = String::new();
+    // Writing to a String cannot fail.
+    let _ = write_found(&mut out, number, finding, style);
+    out
+}
+
+/// Renders one violation.
+pub fn violation(number: usize, finding: &ReportedFinding, style: Style) -> String {
     let mut out = String::new();
     // Writing to a String cannot fail.
     let _ = write_finding(&mut out, number, finding, style);
     out
 }
 
+fn write_found(out: &mut String, number: usize, finding: &Found, style: Style) -> fmt::Result {
+    match finding {
+        Found::Violation(it) => write_finding(out, number, it, style),
+        Found::Deadlock(it) => deadlock::write(out, number, it, style),
+        Found::Inversion(it) => order_text::write(out, number, it, style),
+    }
+}
+
+pub(super) fn write_excuse(out: &mut String, marks: &Marks) -> fmt::Result {
+    match &marks.excused {
+        Some(excuse) => writeln!(out, "  does not count, {}", excuse.text()),
+        None => Ok(()),
+    }
+}
+
 fn write_finding(out: &mut String, number: usize, finding: &ReportedFinding, style: Style) -> fmt::Result {
     let severity = style.severity(finding.severity);
     writeln!(out, "#{number} {}, {severity}: {}", finding.class.name(), finding.summary)?;
+    write_excuse(out, &finding.marks)?;
     let kind = if finding.task.kernel_thread { " (kernel thread)" } else { "" };
     let mut times = if finding.count == 1 { "once".to_owned() } else { format!("{} times", finding.count) };
     if finding.tasks > 1 {
@@ -191,6 +240,7 @@ fn write_finding(out: &mut String, number: usize, finding: &ReportedFinding, sty
     for line in wrap(&finding.advice, 110) {
         writeln!(out, "  {line}")?;
     }
+    writeln!(out, "  fingerprint {}", finding.marks.fingerprint)?;
     writeln!(out)
 }
 
@@ -245,6 +295,16 @@ fn write_lock(out: &mut String, lock: &Lock) -> fmt::Result {
         Some(true) => notes.push_str(", a writer is queued"),
         Some(false) => notes.push_str(", no writer queued"),
         None => {}
+    }
+    if lock.taken_unseen {
+        writeln!(
+            out,
+            "  lock     mmap_lock of {relation}, {} of {}, held for {mode}, says the lock itself: it was taken unseen, \
+             before tracing began perhaps{notes}",
+            lock.mm,
+            owner_text(lock.owner.as_ref())
+        )?;
+        return Ok(());
     }
     let held = lock.held_ns as f64 / 1000.0;
     writeln!(

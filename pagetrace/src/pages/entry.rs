@@ -14,9 +14,12 @@ const GUARD: u64 = 1 << 58;
 const FILE: u64 = 1 << 61;
 const SWAPPED: u64 = 1 << 62;
 const PRESENT: u64 = 1 << 63;
+/// Everything that says something about the page but where it is.
+const STATE: u64 = SOFT_DIRTY | EXCLUSIVE | UFFD_WP | GUARD | FILE | SWAPPED | PRESENT;
 
 /// An entry as the kernel wrote it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(transparent)]
 pub struct Entry(u64);
 
 /// Where the kernel has put a page that is not present.
@@ -41,6 +44,24 @@ impl Entry {
         self.0
     }
 
+    /// The bits of the page's state, without where it is: two pages of equal state differ in nothing else.
+    #[must_use]
+    pub const fn state(self) -> u64 {
+        self.0 & STATE
+    }
+
+    /// Bits that are set and mean nothing on any kernel read so far.
+    #[must_use]
+    pub const fn unknown(self) -> u64 {
+        self.0 & !(STATE | FRAME)
+    }
+
+    /// Whether the page table holds anything for the page. What it says otherwise, such as soft-dirty, is the mapping's.
+    #[must_use]
+    pub const fn populated(self) -> bool {
+        self.has(PRESENT | SWAPPED)
+    }
+
     const fn has(self, bit: u64) -> bool {
         self.0 & bit != 0
     }
@@ -51,8 +72,9 @@ impl Entry {
         self.has(PRESENT)
     }
 
-    /// Bit 62: the page table holds a swap entry. That includes pages under migration. A swapped page of shared memory
-    /// leaves no entry behind and is not told from one never touched.
+    /// Bit 62: the page table holds a swap entry. That includes pages under migration, guard regions, and places where
+    /// userfaultfd has left a mark. A swapped page of shared memory leaves no entry behind and is not told from one never
+    /// touched.
     #[must_use]
     pub const fn swapped(self) -> bool {
         self.has(SWAPPED)
@@ -156,6 +178,9 @@ mod tests {
             if let Some(SwapSlot { area, offset }) = entry.swap_slot() {
                 prop_assert_eq!(offset << SWAP_TYPE_BITS | u64::from(area), raw & FRAME);
             }
+            prop_assert_eq!(entry.state() | entry.unknown() | raw & FRAME, raw);
+            prop_assert_eq!(entry.state() & entry.unknown(), 0);
+            prop_assert_eq!(entry.populated(), entry.present() || entry.swapped());
         }
     }
 }

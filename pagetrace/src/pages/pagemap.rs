@@ -1,6 +1,7 @@
 //! Reads `/proc/PID/pagemap`: large positioned reads into one buffer that is used again, never more than a batch.
+#![expect(unsafe_code, reason = "entries are read in place, without a copy")]
 
-use std::{fs::File, io, os::unix::fs::FileExt as _, path::Path};
+use std::{fs::File, io, os::unix::fs::FileExt as _, path::Path, slice};
 
 use super::entry::Entry;
 
@@ -16,7 +17,7 @@ const WIDTH: usize = size_of::<u64>();
 #[derive(Debug)]
 pub struct Pagemap {
     file: File,
-    buffer: Vec<u8>,
+    buffer: Vec<Entry>,
 }
 
 impl Pagemap {
@@ -25,7 +26,21 @@ impl Pagemap {
     /// # Errors
     /// When the process is gone, the caller may not look into it, or the kernel has no `CONFIG_PROC_PAGE_MONITOR`.
     pub fn open(process: &Path) -> io::Result<Self> {
-        Ok(Self { file: File::open(process.join("pagemap"))?, buffer: vec![0; BATCH * WIDTH] })
+        Self::with_batch(process, BATCH)
+    }
+
+    /// As [`Pagemap::open`], with room for so many entries: fewer system calls, the same holds of the lock.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn with_batch(process: &Path, batch: usize) -> io::Result<Self> {
+        Ok(Self { file: File::open(process.join("pagemap"))?, buffer: vec![Entry::default(); batch] })
+    }
+
+    /// The file, for what else can be asked of it.
+    #[must_use]
+    pub fn file(&self) -> &File {
+        &self.file
     }
 
     /// The entries of `count` pages, [`BATCH`] at most, from page number `first` (address divided by page size). Fewer
@@ -34,21 +49,36 @@ impl Pagemap {
     /// # Errors
     /// What the kernel answers.
     pub fn read(&mut self, first: u64, count: usize) -> io::Result<impl Iterator<Item = Entry>> {
+        Ok(self.batch(first, count)?.iter().copied())
+    }
+
+    /// As [`Pagemap::read`], where they were read to.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn batch(&mut self, first: u64, count: usize) -> io::Result<&[Entry]> {
         let Self { file, buffer } = self;
-        let wanted = count.min(BATCH) * WIDTH;
+        let wanted = count.min(buffer.len());
         let position = first.checked_mul(WIDTH as u64).ok_or(io::ErrorKind::InvalidInput)?;
+        let bytes = bytes(buffer.get_mut(..wanted).unwrap_or_default());
         let mut got = 0;
-        while let Some(rest) = buffer.get_mut(got..wanted).filter(|rest| !rest.is_empty()) {
-            match file.read_at(rest, position + got as u64) {
+        while let Some(rest) = bytes.get_mut(got..).filter(|rest| !rest.is_empty()) {
+            match file.read_at(rest, position.saturating_add(got as u64)) {
                 Ok(0) => break,
                 Ok(read) => got += read,
                 Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
                 Err(err) => return Err(err),
             }
         }
-        let (entries, _torn) = buffer.get(..got).unwrap_or_default().as_chunks::<WIDTH>();
-        Ok(entries.iter().map(|bytes| Entry::from_raw(u64::from_ne_bytes(*bytes))))
+        Ok(buffer.get(..got / WIDTH).unwrap_or_default())
     }
+}
+
+fn bytes(entries: &mut [Entry]) -> &mut [u8] {
+    let length = size_of_val(entries);
+    // SAFETY: the memory is the slice's own, as long as the borrow. An entry is a `u64` (`repr(transparent)`), so it has no
+    // padding and every eight bytes written here are one.
+    unsafe { slice::from_raw_parts_mut(entries.as_mut_ptr().cast(), length) }
 }
 
 #[cfg(test)]

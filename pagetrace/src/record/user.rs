@@ -4,6 +4,7 @@ use pagetrace_ebpf::wire::Field;
 use serde::{Deserialize, Serialize};
 
 use super::format::kind;
+use crate::output::deadlock::ReportedDeadlock;
 
 /// Most frames of a stack: the kernel's own limit (`PERF_MAX_STACK_DEPTH`) is 127.
 pub const MAX_FRAMES: usize = 1024;
@@ -78,6 +79,9 @@ pub struct End {
     pub watched_ns: u64,
     /// Why nothing can be called clean.
     pub reasons: Vec<String>,
+    /// Deadlocks that stood, with names: they are of a moment, and cannot be derived again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub deadlocks: Vec<ReportedDeadlock>,
 }
 
 /// How the command ended.

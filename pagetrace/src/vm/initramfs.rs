@@ -40,7 +40,10 @@ const DIRECTORIES: [(&str, u32); 13] = [
 /// # Errors
 /// When a file cannot be read or written.
 pub fn write(spec: &VmSpec, token: &str, path: &Path) -> Result<()> {
-    let file = File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
+    let mut file = File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
+    if let Some(first) = &spec.initrd {
+        put_first(first, &mut file)?;
+    }
     let mut tree = Tree { cpio: Writer::new(BufWriter::new(file)), seen: BTreeSet::new() };
     for (name, mode) in DIRECTORIES {
         tree.directory(Path::new(name), mode, 0)?;
@@ -65,6 +68,14 @@ pub fn write(spec: &VmSpec, token: &str, path: &Path) -> Result<()> {
     io::Write::flush(&mut inner).with_context(|| format!("cannot write {}", path.display()))
 }
 
+/// Archives one behind the other are unpacked in turn, each decompressed by itself; each begins at a multiple of four.
+fn put_first(archive: &Path, file: &mut File) -> Result<()> {
+    let mut from = File::open(archive).with_context(|| format!("cannot read {}", archive.display()))?;
+    let copied = io::copy(&mut from, file).with_context(|| format!("cannot copy {}", archive.display()))?;
+    let padding = usize::try_from(copied.next_multiple_of(4) - copied).unwrap_or(0);
+    io::Write::write_all(file, &[0; 3][..padding]).with_context(|| format!("cannot copy {}", archive.display()))
+}
+
 fn module_path(index: usize, host: &Path) -> PathBuf {
     let name = host.file_name().unwrap_or_default().to_string_lossy();
     PathBuf::from(format!("/vm/{index}-{name}"))
@@ -83,7 +94,7 @@ fn orders(spec: &VmSpec, token: &str) -> Vec<VmFile> {
         .collect();
     let modules: Vec<_> =
         spec.modules.iter().enumerate().map(|(i, host)| module_path(i, host).into_os_string()).collect();
-    vec![
+    let mut orders = vec![
         VmFile::bytes(protocol::TOKEN, token),
         VmFile::bytes(protocol::COMMAND, protocol::join(&spec.command)),
         VmFile::bytes(protocol::ENV, protocol::join(&env)),
@@ -92,7 +103,10 @@ fn orders(spec: &VmSpec, token: &str) -> Vec<VmFile> {
         VmFile::bytes("/etc/passwd", "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000:user:/home/user:/bin/sh\n"),
         VmFile::bytes("/etc/group", "root:x:0:\nuser:x:1000:\n"),
         VmFile::bytes("/etc/hosts", "127.0.0.1 localhost\n"),
-    ]
+    ];
+    orders.extend(spec.cwd.iter().map(|dir| VmFile::bytes(protocol::CWD, dir.as_os_str().as_bytes())));
+    orders.extend(spec.keep_output.then(|| VmFile::bytes(protocol::TEE, "")));
+    orders
 }
 
 struct Tree<W> {
@@ -168,6 +182,7 @@ mod tests {
         assert_eq!(data("opt/x").0, kind::DIRECTORY | 0o755);
         assert_eq!(data("bin/sh"), (kind::LINK | 0o777, b"busybox".to_vec()));
         let position = |name: &str| entries.iter().position(|e| e.path == Path::new(name)).unwrap();
+        assert!(entries.iter().all(|e| e.path != Path::new("vm/tee") && e.path != Path::new("vm/cwd")));
         assert!(position("opt") < position("opt/x") && position("opt/x") < position("opt/x/y"));
     }
 }

@@ -7,7 +7,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 
-use super::apt::{AptRoot, Note};
+use super::{
+    apt::{AptRoot, Note},
+    cache, package,
+};
 
 /// The series that the suites in the private apt root hold and the tests run on.
 pub const SERIES: [&str; 5] = ["5.10", "6.1", "6.12", "6.18", "7.3"];
@@ -73,15 +76,14 @@ pub fn candidates<'a>(names: impl IntoIterator<Item = &'a str>, wanted: &str) ->
     found
 }
 
-/// Finds or fetches a kernel image. A word with a slash, or which names a file, is a path.
+/// Finds or fetches a kernel image. A word with a slash, or which names something here, is a path: of an image, a package, or a
+/// build tree.
 ///
 /// # Errors
 /// When the path does not exist, or the archive has no such series, or it cannot be fetched.
 pub fn resolve(wanted: &str, note: Note<'_>) -> Result<Kernel> {
-    if wanted.contains('/') || Path::new(wanted).is_file() {
-        let image = Path::new(wanted).canonicalize().with_context(|| format!("no kernel image {wanted}"))?;
-        let name = image.file_name().map_or_else(|| wanted.to_owned(), |name| name.to_string_lossy().into_owned());
-        return Ok(Kernel { series: name.clone(), release: name, image });
+    if wanted.contains('/') || Path::new(wanted).exists() {
+        return package::at(Path::new(wanted), &cache::dir()?.join("unpacked"));
     }
     let apt = AptRoot::open(note)?;
     fetch_best(&apt, wanted, note).or_else(|first| {

@@ -17,14 +17,17 @@ pub mod cache;
 pub mod console;
 pub mod cpio;
 pub mod guest;
+pub mod image;
 pub mod initramfs;
 pub mod kernel;
 pub mod mirror;
 pub mod outcome;
+pub mod package;
 pub mod protocol;
 pub mod qemu;
 pub mod run;
 pub mod spec;
+pub mod trouble;
 pub mod watch;
 
 pub use accel::Accel;

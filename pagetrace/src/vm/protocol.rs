@@ -21,6 +21,14 @@ pub const ENV: &str = "/vm/env";
 pub const MODULES: &str = "/vm/modules";
 /// Milliseconds the command may run.
 pub const TIMEOUT: &str = "/vm/timeout";
+/// Directory the command starts in; root's home where there is no such file.
+pub const CWD: &str = "/vm/cwd";
+/// Where this file is, what the command prints is kept in [`STDOUT`] and [`STDERR`].
+pub const TEE: &str = "/vm/tee";
+/// Name of the file below [`OUT`] that keeps the command's stdout.
+pub const STDOUT: &str = "stdout";
+/// The same for stderr.
+pub const STDERR: &str = "stderr";
 /// What the command leaves here is sent to the host.
 pub const OUT: &str = "/out";
 
@@ -31,6 +39,8 @@ pub enum Message {
     Ready,
     /// The files of `/out` are on the disk: an archive of this many bytes.
     Out(u64),
+    /// The same, sent over the second serial line: this kernel has no driver for the disk.
+    Line(u64),
     /// The command exited.
     Exited(i32),
     /// A signal ended the command.
@@ -46,6 +56,7 @@ impl fmt::Display for Message {
         match self {
             Self::Ready => write!(f, "ready"),
             Self::Out(bytes) => write!(f, "out {bytes}"),
+            Self::Line(bytes) => write!(f, "line {bytes}"),
             Self::Exited(code) => write!(f, "exited {code}"),
             Self::Signaled(signal) => write!(f, "signaled {signal}"),
             Self::Timeout => write!(f, "timeout"),
@@ -71,6 +82,7 @@ pub fn decode<'a>(token: &str, line: &'a str) -> Option<(&'a str, Message)> {
     let message = match word {
         "ready" => Message::Ready,
         "out" => Message::Out(rest.parse().ok()?),
+        "line" => Message::Line(rest.parse().ok()?),
         "exited" => Message::Exited(rest.parse().ok()?),
         "signaled" => Message::Signaled(rest.parse().ok()?),
         "timeout" => Message::Timeout,
@@ -107,6 +119,7 @@ mod tests {
         let all = [
             Message::Ready,
             Message::Out(12),
+            Message::Line(13),
             Message::Exited(7),
             Message::Signaled(9),
             Message::Timeout,

@@ -28,6 +28,8 @@ pub struct Machine<'a> {
     pub initrd: Option<&'a Path>,
     /// A raw disk for what the guest sends back.
     pub disk: Option<&'a Path>,
+    /// A file that takes what the guest sends over its second serial line.
+    pub line: Option<&'a Path>,
     /// The accelerator.
     pub accel: Accel,
     /// Processors.
@@ -42,7 +44,7 @@ impl Machine<'_> {
     /// The arguments of QEMU.
     #[must_use]
     pub fn args(&self) -> Vec<OsString> {
-        let Machine { kernel, initrd, disk, accel, cpus, mem_mib, append } = self;
+        let Machine { kernel, initrd, disk, line, accel, cpus, mem_mib, append } = self;
         let mut args: Vec<OsString> = Vec::new();
         let mut add = |words: &[&str]| args.extend(words.iter().map(OsString::from));
         add(&["-machine", "q35", "-nodefaults", "-no-user-config", "-display", "none", "-monitor", "none"]);
@@ -61,9 +63,14 @@ impl Machine<'_> {
         if let Some(initrd) = initrd {
             args.extend(["-initrd".into(), initrd.into()]);
         }
+        // A comma in an option's value is written twice.
+        let value = |path: &Path| path.to_string_lossy().replace(',', ",,");
+        if let Some(line) = line {
+            args.extend(["-chardev".into(), format!("file,id=line,path={}", value(line)).into()]);
+            args.extend(["-serial".into(), "chardev:line".into()]);
+        }
         if let Some(disk) = disk {
-            // A comma in an option's value is written twice.
-            let path = disk.to_string_lossy().replace(',', ",,");
+            let path = value(disk);
             args.extend(["-drive".into(), format!("if=none,id=out,format=raw,cache=unsafe,file={path}").into()]);
             args.extend(["-device".into(), "nvme,drive=out,serial=out".into()]);
         }
@@ -187,6 +194,7 @@ mod tests {
             kernel: Path::new("/k"),
             initrd: Some(Path::new("/i")),
             disk: Some(Path::new("/a,b")),
+            line: Some(Path::new("/c,d")),
             accel: Accel::Tcg,
             cpus: 3,
             mem_mib: 512,
@@ -197,6 +205,7 @@ mod tests {
         assert_eq!(after("-accel"), "tcg,thread=single");
         assert_eq!((after("-smp"), after("-m"), after("-initrd")), ("3", "512", "/i"));
         assert!(after("-append").ends_with("quiet nokaslr"));
+        assert!(after("-chardev").ends_with("path=/c,,d"));
         assert!(after("-drive").ends_with("file=/a,,b"));
     }
 }

@@ -68,7 +68,8 @@ fn attempt(spec: &VmSpec, on_line: &mut dyn FnMut(&str)) -> Result<VmResult> {
     fs::create_dir_all(work).with_context(|| format!("cannot create {}", work.display()))?;
     let console_log = work.join("console.log");
     let mut log = File::create(&console_log).with_context(|| format!("cannot create {}", console_log.display()))?;
-    let files = Scratch { initrd: work.join("initramfs.cpio"), disk: work.join("out.img") };
+    let files =
+        Scratch { initrd: work.join("initramfs.cpio"), disk: work.join("out.img"), line: work.join("out.line") };
     let token = token()?;
     initramfs::write(spec, &token, &files.initrd)?;
     File::create(&files.disk)
@@ -78,6 +79,7 @@ fn attempt(spec: &VmSpec, on_line: &mut dyn FnMut(&str)) -> Result<VmResult> {
         kernel: &spec.kernel,
         initrd: Some(&files.initrd),
         disk: Some(&files.disk),
+        line: Some(&files.line),
         accel: spec.accel.unwrap_or_else(|| accel::choose(&spec.kernel)),
         cpus: spec.cpus,
         mem_mib: spec.mem_mib,
@@ -106,7 +108,8 @@ fn attempt(spec: &VmSpec, on_line: &mut dyn FnMut(&str)) -> Result<VmResult> {
         Err(err) => Outcome::InfraError { reason: format!("{err:#}") },
     };
     let duration = start.elapsed();
-    let out_files = match watch.out.map(|bytes| read_out(&files.disk, bytes)).transpose() {
+    let sent = watch.out.map(|bytes| (&files.disk, bytes)).or(watch.line_out.map(|bytes| (&files.line, bytes)));
+    let out_files = match sent.map(|(path, bytes)| read_out(path, bytes)).transpose() {
         Ok(entries) => entries.unwrap_or_default(),
         Err(err) => {
             outcome = Outcome::InfraError { reason: format!("the guest's files did not arrive: {err:#}") };
@@ -185,12 +188,14 @@ fn token() -> Result<String> {
 struct Scratch {
     initrd: PathBuf,
     disk: PathBuf,
+    line: PathBuf,
 }
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        let Self { initrd, disk } = self;
+        let Self { initrd, disk, line } = self;
         let _ = fs::remove_file(initrd);
+        let _ = fs::remove_file(line);
         let _ = fs::remove_file(disk);
     }
 }

@@ -85,6 +85,12 @@ pub struct VmSpec {
     pub stop_on_complaint: bool,
     /// The accelerator; `None` uses KVM where a probe boot proves that it works.
     pub accel: Option<Accel>,
+    /// An archive, compressed or not, that is unpacked in the guest before everything else.
+    pub initrd: Option<PathBuf>,
+    /// Directory the command starts in.
+    pub cwd: Option<PathBuf>,
+    /// Whether what the command prints comes back as files as well: `stdout` and `stderr`.
+    pub keep_output: bool,
     /// A directory for the run's temporary files; `console.log` stays in it afterwards.
     pub work_dir: PathBuf,
 }
@@ -108,6 +114,9 @@ impl VmSpec {
             silence: None,
             stop_on_complaint: true,
             accel: None,
+            initrd: None,
+            cwd: None,
+            keep_output: false,
             work_dir: work_dir.into(),
         }
     }

@@ -34,6 +34,8 @@ pub struct Watch {
     pub booted: bool,
     /// Length of the archive on the disk.
     pub out: Option<u64>,
+    /// Length of the archive that came over the line.
+    pub line_out: Option<u64>,
     last_word: Option<Message>,
     panic: Option<String>,
     complaint: Option<String>,
@@ -43,7 +45,16 @@ impl Watch {
     /// A guest whose init uses `token`.
     #[must_use]
     pub const fn new(token: String, stop_on_complaint: bool) -> Self {
-        Self { token, stop_on_complaint, booted: false, out: None, last_word: None, panic: None, complaint: None }
+        Self {
+            token,
+            stop_on_complaint,
+            booted: false,
+            out: None,
+            line_out: None,
+            last_word: None,
+            panic: None,
+            complaint: None,
+        }
     }
 
     /// Takes a line and returns what of it the caller should see.
@@ -52,6 +63,7 @@ impl Watch {
             match message {
                 Message::Ready => self.booted = true,
                 Message::Out(bytes) => self.out = Some(bytes),
+                Message::Line(bytes) => self.line_out = Some(bytes),
                 last => {
                     self.last_word.get_or_insert(last);
                 }
@@ -91,7 +103,7 @@ impl Watch {
     /// The outcome.
     #[must_use]
     pub fn outcome(&self, end: &End, timeout: Duration) -> Outcome {
-        let Self { token: _, stop_on_complaint, booted, out: _, last_word, panic, complaint } = self;
+        let Self { token: _, stop_on_complaint, booted, out: _, line_out: _, last_word, panic, complaint } = self;
         if let (Some(line), true) = (panic, *booted) {
             return Outcome::Panic { line: line.clone() };
         }
@@ -104,7 +116,9 @@ impl Watch {
                 Message::Signaled(signal) => Outcome::Signaled { signal: *signal },
                 Message::Timeout => Outcome::Timeout { after: timeout },
                 Message::Failed(reason) => Outcome::InfraError { reason: reason.clone() },
-                Message::Ready | Message::Out(_) => Outcome::InfraError { reason: "the init is confused".into() },
+                Message::Ready | Message::Out(_) | Message::Line(_) => {
+                    Outcome::InfraError { reason: "the init is confused".into() }
+                }
             };
         }
         if !booted {

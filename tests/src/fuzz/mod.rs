@@ -1,9 +1,11 @@
 //! A loop that damages sound inputs and reads them: no input may make a reader panic, or take a damaged recording for a
-//! whole one. Every case is told by its number, so that it can be repeated alone.
+//! whole one, and what is read fast must be what is read slowly. Every case is told by its number, so that it can be repeated alone.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command-line program")]
 
 mod btf;
+mod maps;
 mod mutate;
+mod pagemap;
 mod recording;
 
 use std::{env, process::ExitCode, time::Instant};
@@ -16,7 +18,7 @@ trait Target {
     fn case(&self, dice: &mut Dice) -> Result<(), String>;
 }
 
-/// The program: `pagetrace-fuzz recording|btf CASES [FIRST]`.
+/// The program: `pagetrace-fuzz recording|btf|pagemap|maps CASES [FIRST]`.
 #[must_use]
 pub fn main() -> ExitCode {
     let words: Vec<String> = env::args().skip(1).collect();
@@ -27,7 +29,7 @@ pub fn main() -> ExitCode {
     };
     let Some((target, cases, first)) = parsed.and_then(|(name, cases, first)| Some((target(name)?, cases, first)))
     else {
-        eprintln!("usage: pagetrace-fuzz recording|btf CASES [FIRST]");
+        eprintln!("usage: pagetrace-fuzz recording|btf|pagemap|maps CASES [FIRST]");
         return ExitCode::from(2);
     };
     let since = Instant::now();
@@ -47,6 +49,8 @@ fn target(name: &str) -> Option<Box<dyn Target>> {
     match name {
         "recording" => Some(Box::new(recording::Recording)),
         "btf" => Some(Box::new(btf::Blob::new())),
+        "pagemap" => Some(Box::new(pagemap::Entries)),
+        "maps" => Some(Box::new(maps::Texts)),
         _ => None,
     }
 }
@@ -67,7 +71,7 @@ mod tests {
 
     #[test]
     fn a_few_thousand_cases_of_each() {
-        for (name, cases) in [("recording", 3_000), ("btf", 5_000)] {
+        for (name, cases) in [("recording", 3_000), ("btf", 5_000), ("pagemap", 10_000), ("maps", 5_000)] {
             assert_eq!(run(&*target(name).expect("it exists"), 0, cases), Ok(()), "{name}");
         }
     }

@@ -47,6 +47,7 @@ pub const MODULE: &[Expected] = &[
     Expected { locks: 2, ..foreign("nested-two", "read", "both locks are held, and both are named") },
     Expected { write: true, ..own("put-user", "writing user memory faults as reading does") },
     foreign("across-ioctl", "read", "a lock stays held across a return to user space"),
+    foreign("across-write", "write", "a lock stays held across a return to user space"),
 ];
 
 /// The BPF fixtures.

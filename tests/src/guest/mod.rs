@@ -5,9 +5,12 @@
 //! it is asked. Guests are slow, so one run of pagetrace covers all cases of a kind.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command-line program")]
 
+pub mod before;
 pub mod expect;
+pub mod holds;
 pub mod manners;
 pub mod order;
+pub mod pages;
 pub mod provoke;
 pub mod record;
 pub mod report;
@@ -40,9 +43,10 @@ pub fn main() -> ExitCode {
         [] => (false, None),
         ["--host"] => (true, None),
         ["--only", part] => (false, Some(*part)),
+        ["--host", "--only", part] => (true, Some(*part)),
         _ => {
             eprintln!(
-                "usage: pagetrace-guest-suite [--host | --only kprobe|fentry|tracepoint|raw-tracepoint|strict|order|manners|targets|hang]"
+                "usage: pagetrace-guest-suite [--host] [--only kprobe|fentry|tracepoint|raw-tracepoint|before|strict|order|manners|targets|pages|hang]"
             );
             return ExitCode::from(2);
         }
@@ -156,6 +160,10 @@ fn run(host: bool, only: Option<&str>, tally: &mut Tally) -> Result<()> {
             tally.skip(attach, "this kernel does not show the lock that way, or too slowly to test");
         }
     }
+    if fixtures.module && wanted("before") {
+        let has = ways.iter().filter(|(_, has)| *has).map(|(attach, _)| *attach).collect::<Vec<_>>();
+        before::run(&tool, &has, tally);
+    }
     if wanted("strict") {
         strict::run(&tool, kprobes, fentry, fixtures, tally);
     }
@@ -176,6 +184,9 @@ fn run(host: bool, only: Option<&str>, tally: &mut Tally) -> Result<()> {
         targets::run(&tool, host, tally);
     } else if wanted("targets") {
         tally.skip("target", "what violates the rule there is a BPF fixture");
+    }
+    if wanted("pages") {
+        pages::run(&tool, host, tally);
     }
     // Last: on 5.10 nothing ends the task, and it stays until the machine goes down.
     if fixtures.module && wanted("hang") {
@@ -238,7 +249,7 @@ fn violating(tool: &Tool, attach: &str, fixtures: Fixtures, tally: &mut Tally) -
 
 fn violating_report(tool: &Tool, attach: &str, fixtures: Fixtures) -> Result<Value> {
     let ended = tool.run(tool.check(&["--attach", attach], &fixtures.violating()?))?;
-    exercised(&ended.log, fixtures, Kind::Violating)?;
+    exercised(&ended, fixtures, Kind::Violating)?;
     ensure!(ended.status.code() == Some(1), "ended with {}, not 1: {}", ended.status, tail(&ended.stderr));
     let report = report::parse(&ended.stdout)?;
     ensure!(report::text(&report["verdict"]) == "findings", "the verdict is {}", report["verdict"]);
@@ -248,7 +259,7 @@ fn violating_report(tool: &Tool, attach: &str, fixtures: Fixtures) -> Result<Val
 
 fn clean(tool: &Tool, attach: &str, fixtures: Fixtures) -> Result<()> {
     let ended = tool.run(tool.check(&["--attach", attach], &fixtures.clean()?))?;
-    exercised(&ended.log, fixtures, Kind::Clean)?;
+    exercised(&ended, fixtures, Kind::Clean)?;
     clean_or_skipped(attach, &report::parse(&ended.stdout)?, &ended)
 }
 
@@ -270,14 +281,22 @@ fn clean_or_skipped(attach: &str, report: &Value, ended: &Ended) -> Result<()> {
 }
 
 /// A pattern that did not take place proves nothing, found or not.
-fn exercised(log: &str, fixtures: Fixtures, kind: Kind) -> Result<()> {
+fn exercised(ended: &Ended, fixtures: Fixtures, kind: Kind) -> Result<()> {
+    let log = ended.log.as_str();
     let failed: Vec<_> = log.lines().filter(|line| line.contains(": FAILED: ")).collect();
     ensure!(failed.is_empty(), "not exercised: {}", failed.join(" | "));
     for case in CASES.iter().filter(|case| fixtures.module && case.kind == kind) {
         let line = format!("kmod {}: ok", case.name);
-        ensure!(log.contains(&line), "case {} left no line; the log: {}", case.name, tail(log));
+        ensure!(
+            log.contains(&line),
+            "case {} left no line; ended with {}; the log: {}; stderr: {}",
+            case.name,
+            ended.status,
+            tail(log),
+            tail(&ended.stderr)
+        );
     }
-    ensure!(!log.is_empty(), "the command did not run");
+    ensure!(!log.is_empty(), "the command did not run: {}", tail(&ended.stderr));
     Ok(())
 }
 

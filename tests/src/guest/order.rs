@@ -91,16 +91,14 @@ fn done(log: &str, kind: Kind) -> Result<()> {
     Ok(())
 }
 
-fn edges<'a>(report: &'a Value, inversion: &Value) -> Vec<&'a Value> {
-    let index = |index: &Value| index.as_u64().and_then(|index| usize::try_from(index).ok());
-    let of = list(&inversion["edges"]).iter().filter_map(index);
-    of.filter_map(|index| list(&report["order"]["edges"]).get(index)).collect()
+/// The findings that are inversions.
+fn inversions(report: &Value) -> impl Iterator<Item = &Value> {
+    list(&report["findings"]).iter().filter(|it| text(&it["class"]) == "lock-order")
 }
 
 fn by<'a>(report: &'a Value, case: &str) -> Vec<&'a Value> {
     let comm = cases::comm_of(case);
-    let all = list(&report["order"]["inversions"]).iter();
-    all.filter(|it| edges(report, it).iter().any(|edge| text(&edge["task"]["comm"]) == comm)).collect()
+    inversions(report).filter(|it| list(&it["cycle"]).iter().any(|edge| text(&edge["task"]["comm"]) == comm)).collect()
 }
 
 fn matches(report: &Value, (case, shape, length, lock, found_by): &(&str, &str, usize, &str, &str)) -> Result<()> {
@@ -109,11 +107,11 @@ fn matches(report: &Value, (case, shape, length, lock, found_by): &(&str, &str, 
         let summaries: Vec<_> = found.iter().map(|it| text(&it["summary"])).collect();
         anyhow::bail!("{} inversions: {summaries:?}", found.len())
     };
-    let edges = edges(report, inversion);
+    let edges = list(&inversion["cycle"]);
     ensure!(text(&inversion["shape"]) == *shape, "the shape is {}", inversion["shape"]);
     ensure!(edges.len() == *length, "{} edges, {length} expected: {}", edges.len(), inversion["summary"]);
     let is_it = |side: &Value| text(&side["text"]).contains(lock) && text(&side["by"]) == *found_by;
-    ensure!(edges.iter().any(|edge| is_it(&edge["held"])), "no lock is called {lock}, by {found_by}: {}", inversion);
+    ensure!(edges.iter().any(|edge| is_it(&edge["held"])), "no lock is called {lock}, by {found_by}: {inversion}");
     for (edge, next) in edges.iter().zip(edges.iter().cycle().skip(1)) {
         ensure!(edge["wanted"]["text"] == next["held"]["text"], "the edges do not meet: {}", inversion["summary"]);
         ensure!(text(&edge["task"]["comm"]) == cases::comm_of(case), "another task's edge: {}", edge["task"]);
@@ -136,15 +134,15 @@ fn matches(report: &Value, (case, shape, length, lock, found_by): &(&str, &str, 
 fn nothing_else(report: &Value) -> Result<()> {
     let known: Vec<_> = INVERTING.iter().map(|row| cases::comm_of(row.0)).collect();
     let guilty =
-        |it: &Value| edges(report, it).iter().any(|edge| known.iter().any(|comm| text(&edge["task"]["comm"]) == comm));
-    let stranger = list(&report["order"]["inversions"]).iter().find(|it| !guilty(it));
+        |it: &Value| list(&it["cycle"]).iter().any(|edge| known.iter().any(|comm| text(&edge["task"]["comm"]) == comm));
+    let stranger = inversions(report).find(|it| !guilty(it));
     ensure!(
         stranger.is_none(),
         "an inversion that no case made: {}",
         stranger.map_or(&Value::Null, |it| &it["summary"])
     );
-    let findings = list(&report["findings"]);
-    ensure!(findings.is_empty(), "findings beside the inversions: {findings:?}");
+    let other = list(&report["findings"]).iter().find(|it| text(&it["class"]) != "lock-order");
+    ensure!(other.is_none(), "a finding beside the inversions: {other:?}");
     Ok(())
 }
 
@@ -157,13 +155,7 @@ fn ordered(tool: &Tool, attach: Option<&str>, module: bool) -> Result<()> {
     }
     ensure!(ended.log.contains("all-ordered: ok"), "the storms did not end well: {}", tail(&ended.log));
     let report = report::parse(&ended.stdout)?;
-    let inversions = list(&report["order"]["inversions"]);
-    let told = |it: &Value| {
-        let stacks = edges(&report, it).iter().map(|edge| format!("{edge}")).collect::<Vec<_>>().join(" ");
-        format!("{}: {stacks}", it["summary"])
-    };
-    ensure!(inversions.is_empty(), "found in what is right: {:?}", inversions.iter().map(told).collect::<Vec<_>>());
-    ensure!(list(&report["findings"]).is_empty(), "findings: {}", report["findings"]);
+    ensure!(list(&report["findings"]).is_empty(), "found in what is right: {}", report["findings"]);
     // Something must have been seen, or silence says nothing.
     let mmap =
         |edge: &&Value| text(&edge["held"]["text"]) == "mmap_lock" || text(&edge["wanted"]["text"]) == "mmap_lock";
@@ -207,9 +199,9 @@ fn recorded(tool: &Tool, attach: &str) -> Result<()> {
 /// The first difference.
 pub fn stands(report: &Value, case: &str, mode: &str) -> Result<()> {
     let comm = cases::comm_of(case);
-    let all = list(&report["deadlocks"]);
-    let found = all.iter().find(|it| list(&it["tasks"]).iter().any(|task| text(&task["comm"]) == comm));
-    let found = found.with_context(|| format!("no deadlock of {comm} was told: {all:?}"))?;
+    let mut all = list(&report["findings"]).iter().filter(|it| text(&it["class"]) == "deadlock");
+    let found = all.find(|it| list(&it["tasks"]).iter().any(|task| text(&task["comm"]) == comm));
+    let found = found.with_context(|| format!("no deadlock of {comm} was told: {}", report["findings"]))?;
     let [task] = list(&found["tasks"]) else { anyhow::bail!("{} tasks in it", list(&found["tasks"]).len()) };
     let because = if mode == "write" { "holds" } else { "queued-unknown" };
     ensure!(text(&task["because"]) == because, "it waits because of {}", task["because"]);

@@ -57,7 +57,7 @@ fn recorded(tool: &Tool, attach: &str, words: &[&str]) -> Result<(Ended, Value)>
 
 fn violating(tool: &Tool, attach: &str, fixtures: Fixtures, live: &Value) -> Result<()> {
     let (made, report) = recorded(tool, attach, &fixtures.violating()?)?;
-    exercised(&made.log, fixtures, Kind::Violating)?;
+    exercised(&made, fixtures, Kind::Violating)?;
     ensure!(made.status.code() == Some(1), "ended with {}, not 1: {}", made.status, tail(&made.stderr));
     let (kept, seen) = (findings(&report), findings(live));
     let missing: Vec<_> = seen.difference(&kept).collect();
@@ -85,6 +85,6 @@ fn findings(report: &Value) -> BTreeSet<String> {
 
 fn clean(tool: &Tool, attach: &str, fixtures: Fixtures) -> Result<()> {
     let (made, report) = recorded(tool, attach, &fixtures.clean()?)?;
-    exercised(&made.log, fixtures, Kind::Clean)?;
+    exercised(&made, fixtures, Kind::Clean)?;
     super::clean_or_skipped(attach, &report, &made)
 }

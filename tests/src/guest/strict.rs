@@ -120,14 +120,14 @@ fn silent_without(tool: &Tool) -> Result<()> {
 
 fn clean(tool: &Tool, fixtures: Fixtures) -> Result<()> {
     let ended = tool.run(tool.check(&["--strict", "--attach", "kprobe"], &fixtures.clean()?))?;
-    exercised(&ended.log, fixtures, Kind::Clean)?;
+    exercised(&ended, fixtures, Kind::Clean)?;
     report::is_clean(&report::parse(&ended.stdout)?)
 }
 
 /// An access that faulted is told once, by its fault.
 fn faults(tool: &Tool, fixtures: Fixtures) -> Result<()> {
     let ended = tool.run(tool.check(&["--strict", "--attach", "kprobe"], &fixtures.violating()?))?;
-    exercised(&ended.log, fixtures, Kind::Violating)?;
+    exercised(&ended, fixtures, Kind::Violating)?;
     let report = report::parse(&ended.stdout)?;
     // A case that goes back to user space with the lock is told for that as well.
     let is_fault = |finding: &Value| text(&finding["class"]) == "fault-under-lock";

@@ -3,8 +3,13 @@
 mod arguments;
 mod commands;
 mod ends;
+mod examples;
+mod outputs;
+mod pagemap;
+mod policy;
 mod provoke;
 mod recordings;
 mod run;
 mod selection;
 mod unprivileged;
+mod vm;

@@ -6,10 +6,10 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::run::{Running, Scratch, binary, pagetrace, root};
 
-const NOBODY: u32 = 65534;
+pub(super) const NOBODY: u32 = 65534;
 
 /// A copy of the program where every user can reach it.
-fn public(scratch: &Scratch) -> Result<PathBuf> {
+pub(super) fn public(scratch: &Scratch) -> Result<PathBuf> {
     use std::os::unix::fs::PermissionsExt;
     let path = scratch.0.join("pagetrace");
     std::fs::copy(binary()?, &path).context("cannot copy the program")?;

@@ -3,6 +3,7 @@
 
 mod guest;
 mod measure;
+mod pagemap;
 mod parse;
 mod stats;
 mod table;
@@ -17,6 +18,9 @@ use crate::build;
 /// What `cargo xtask bench` takes.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
+    /// `pagemap`: how fast pagemap is read, instead of what watching costs.
+    #[arg(value_parser = ["pagemap"], conflicts_with_all = ["kernel", "attach", "record"])]
+    what: Option<String>,
     /// A series such as 6.12, or the path of a kernel image, for a test machine; this machine's own kernel by default.
     #[arg(long)]
     kernel: Option<String>,
@@ -39,7 +43,10 @@ pub(crate) struct Options {
 
 /// Runs the subcommand.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
-    let Options { kernel, attach, rounds, seconds, record, tools } = options;
+    let Options { what, kernel, attach, rounds, seconds, record, tools } = options;
+    if what.is_some() {
+        return pagemap::run(*rounds);
+    }
     let plan = Plan { attach: attach.clone(), rounds: *rounds, seconds: *seconds, record: *record };
     if let Some(kernel) = kernel {
         return guest::run(kernel, &plan);

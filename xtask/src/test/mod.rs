@@ -1,5 +1,6 @@
 //! `cargo xtask test`: every suite, a line for each, and the sum.
 
+mod command;
 mod kernels;
 mod local;
 mod parse;
@@ -55,6 +56,11 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     }
     let fetched = fetching.join().unwrap_or_default();
     if !options.skip_vm {
+        let image =
+            fetched.iter().find(|(wanted, _)| wanted == command::SERIES).and_then(|(_, kernel)| kernel.as_ref().ok());
+        if let (Some(binaries), true) = (binaries.as_ref().ok(), options.kernel.is_empty() || image.is_some()) {
+            report.add(command::suite(image.map(|kernel| kernel.image.as_path()), binaries));
+        }
         kernels::all(fetched, binaries.ok().as_ref(), &mut report);
     }
     println!("{}", report.closing_line());

@@ -5,6 +5,7 @@
 
 mod mounts;
 mod out;
+mod tee;
 
 use std::{
     env,
@@ -66,7 +67,12 @@ fn orders(token: &str) -> Result<Message> {
         finish(&overdue, &Message::Timeout)
     });
     let mut child = Command::new(program);
-    child.args(args).env_clear().current_dir("/root").stdin(Stdio::null());
+    let dir = fs::read(protocol::CWD).unwrap_or_else(|_| b"/root".to_vec());
+    child.args(args).env_clear().current_dir(OsStr::from_bytes(&dir)).stdin(Stdio::null());
+    let keep = Path::new(protocol::TEE).exists();
+    if keep {
+        child.stdout(Stdio::piped()).stderr(Stdio::piped());
+    }
     for (name, value) in [("PATH", PATH), ("HOME", "/root"), ("USER", "root"), ("TERM", "dumb"), ("LANG", "C.UTF-8")] {
         child.env(name, value);
     }
@@ -76,7 +82,15 @@ fn orders(token: &str) -> Result<Message> {
         child.env(OsStr::from_bytes(&bytes[..cut]), OsStr::from_bytes(bytes.get(cut + 1..).unwrap_or_default()));
     }
     match child.spawn() {
-        Ok(child) => wait_for(child.id()),
+        Ok(mut child) => {
+            let mut streams: Vec<(_, Box<dyn io::Read + Send>)> = Vec::new();
+            streams.extend(child.stdout.take().map(|stream| (protocol::STDOUT, Box::new(stream) as _)));
+            streams.extend(child.stderr.take().map(|stream| (protocol::STDERR, Box::new(stream) as _)));
+            let tee = tee::Tee::start(streams);
+            let ended = wait_for(child.id());
+            tee.finish();
+            ended
+        }
         Err(err) => {
             eprintln!("{}: {err}", program.display());
             // As a shell has it.
@@ -139,8 +153,12 @@ fn finish(token: &str, last: &Message) -> ! {
     let (sender, sent) = mpsc::channel();
     thread::spawn(move || sender.send(out::send()));
     let last = match sent.recv_timeout(SEND_LIMIT) {
-        Ok(Ok(Some(bytes))) => {
+        Ok(Ok(Some(out::Sent::Disk(bytes)))) => {
             say(token, &Message::Out(bytes));
+            last.clone()
+        }
+        Ok(Ok(Some(out::Sent::Line(bytes)))) => {
+            say(token, &Message::Line(bytes));
             last.clone()
         }
         Ok(Ok(None)) => last.clone(),

@@ -39,6 +39,10 @@ const MOUNTS: [Mount; 11] = [
 pub(super) fn all() -> Result<()> {
     for Mount { kind, at, data, optional } in MOUNTS {
         let _ = fs::create_dir_all(at);
+        // What the initramfs put there must not vanish; it lies in memory as well.
+        if kind == "tmpfs" && fs::read_dir(at).is_ok_and(|mut entries| entries.next().is_some()) {
+            continue;
+        }
         match mount::mount(kind, at, kind, MountFlags::empty(), data) {
             // devtmpfs may be mounted by the kernel itself.
             Ok(()) | Err(rustix::io::Errno::BUSY) => {}

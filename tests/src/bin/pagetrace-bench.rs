@@ -1,0 +1,7 @@
+//! Measures how fast pagemap is read: see the library's `bench`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    pagetrace_tests::bench::main()
+}
