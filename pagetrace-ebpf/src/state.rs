@@ -11,7 +11,7 @@ use aya_ebpf::{
 };
 use pagetrace_ebpf::wire::{Header, counter, lock::MAX_HELD, seen::KEY_WORDS, setting, unwind::WINDOW_ROOM};
 
-use crate::kernel::{current, member, setting};
+use crate::kernel::{current, member};
 
 /// A held lock.
 #[repr(C)]

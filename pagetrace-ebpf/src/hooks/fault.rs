@@ -208,7 +208,7 @@ fn emit_fault(task: &mut Task, duration: u64, result: u32) {
 /// An exception where the handler itself cannot be hooked: its end stays unknown.
 #[inline(always)]
 pub(crate) fn on_exception_only(address: u64, regs: u64, error: u64, mode: u32) {
-    let mm = crate::kernel::current_mm();
+    let mm = current_mm();
     if address >> 63 != 0 || mm == 0 || nofault() || !target::traced(mm) {
         return;
     }

@@ -23,7 +23,7 @@ use pagetrace_ebpf::wire::{
 
 use self::{
     classify::Found,
-    state::{ORDER_BORN, ORDER_EDGES, Slot, flag, order, order_or_new, pop, push, slot, tentative},
+    state::{ORDER_BORN, ORDER_EDGES, Order, Slot, flag, order, order_or_new, pop, push, slot, tentative},
 };
 use super::violation::{OWNER_FLAGS, READER_SHIFT, WRITER_LOCKED};
 use crate::{
@@ -239,12 +239,20 @@ extern "C" fn order_edges(flags: u32) -> u32 {
     if order.fresh == 0 { FOLLOWED } else { FOLLOWED | FRESH }
 }
 
+/// A slot, to be read beside the rest of the task: a copy would lie on the stack.
+#[inline(always)]
+fn outer(order: &mut Order, index: u32) -> &'static Slot {
+    let outer: *const Slot = slot(order, index);
+    // SAFETY: slots lie in a value of the map, whose entries outlive their task's events, and only this task changes them.
+    unsafe { &*outer }
+}
+
 /// Whether the edge from this slot to the lock that is wanted was not told; counts it when it was.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn order_is_fresh(index: u32) -> u32 {
     let Some(order) = order() else { return 0 };
-    let outer = *slot(order, index);
+    let outer = outer(order, index);
     if outer.flags & (held::TENTATIVE | OVER) != 0 {
         return 0;
     }
@@ -258,15 +266,15 @@ extern "C" fn order_is_fresh(index: u32) -> u32 {
     } else if outer.same_class(&order.wanted) {
         return 0;
     }
-    let key = key(&outer.class(), outer.flags, &order.wanted.class(), order.wanted.flags);
-    if let Some(value) = ORDER_EDGES.get_ptr_mut(&key) {
+    order.key = key(&outer.class(), outer.flags, &order.wanted.class(), order.wanted.flags);
+    if let Some(value) = ORDER_EDGES.get_ptr_mut(&order.key) {
         // SAFETY: entries are deleted only while nobody was told of them; a lost count is a lost count.
         let value = unsafe { &mut *value };
         value[0] += 1;
         value[1] = now();
         return 0;
     }
-    if is_over(&outer) {
+    if is_over(outer) {
         slot(order, index).flags |= OVER;
         count(counter::ORDER_STALE_HOLD);
         return 0;
@@ -317,10 +325,9 @@ extern "C" fn order_tell() -> u32 {
 #[inline(never)]
 extern "C" fn order_tell_one(index: u32) -> u32 {
     let Some(order) = order() else { return 0 };
-    let outer = *slot(order, index);
-    let inner = order.wanted;
-    let key = key(&outer.class(), outer.flags, &inner.class(), inner.flags);
-    if ORDER_EDGES.insert(&key, &[0, 0], 0).is_err() {
+    let outer = outer(order, index);
+    order.key = key(&outer.class(), outer.flags, &order.wanted.class(), order.wanted.flags);
+    if ORDER_EDGES.insert(&order.key, &[0, 0], 0).is_err() {
         count(counter::ORDER_EDGE_MAP_FULL);
         return 0;
     }
@@ -328,14 +335,14 @@ extern "C" fn order_tell_one(index: u32) -> u32 {
         count(counter::RING_FULL);
         count(counter::ORDER_EDGE_LOST);
         // It is told the next time.
-        let _ = ORDER_EDGES.remove(&key);
+        let _ = ORDER_EDGES.remove(&order.key);
         return 0;
     };
     // SAFETY: every field is written below before the record is submitted.
     let record = unsafe { &mut *entry.as_mut_ptr() };
     fill_header(&mut record.header, kind::EDGE);
-    describe(&outer, &mut record.held);
-    describe(&inner, &mut record.wanted);
+    describe(outer, &mut record.held);
+    describe(&order.wanted, &mut record.wanted);
     record.wanted.since = 0;
     record.wanted.stack_id = -1;
     record.address = order.address;

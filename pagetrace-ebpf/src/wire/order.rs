@@ -230,6 +230,8 @@ wire! {
         pub stack_len: i64,
         /// The lock that was wanted last.
         pub wanted: OrderSlot,
+        /// The edge that is looked at, as [`key`] makes it: too large for the stack of a program with several callers below it.
+        pub key: [u64; KEY_WORDS],
         /// Locks, outermost first.
         pub slots: [OrderSlot; MAX_ORDER],
         /// Where the last new edge was seen.
