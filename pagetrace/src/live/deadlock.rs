@@ -116,7 +116,7 @@ impl Watch {
     /// Deadlocks that were not told before.
     pub(super) fn look(&mut self, names: &mut Symbolizer) -> Vec<ReportedDeadlock> {
         let proc = self.proc.clone();
-        self.faulting.retain(|_, it| match waits(&proc, it.task.pid, it.task.tid) {
+        self.faulting.retain(|_, it| match faults(&proc, it.task.pid, it.task.tid) {
             // It has come back: the next fault is another matter.
             None => false,
             Some(_) => {
@@ -125,7 +125,7 @@ impl Watch {
             }
         });
         for (_, it) in self.ordered.values_mut() {
-            let inside = waits(&proc, it.task.pid, it.task.tid).is_some_and(|stack| is_inside(it, &stack, names));
+            let inside = blocked(&proc, it.task.pid, it.task.tid).is_some_and(|stack| is_inside(it, &stack, names));
             it.looks = if inside { it.looks + 1 } else { 0 };
         }
         // The order knows more of a task than its fault does.
@@ -197,13 +197,14 @@ fn standing(
         holds: it.holds.iter().map(|held| lock(held, names.frames(&held.stack))).collect(),
         waits_for: lock(&it.wants, Vec::new()),
         because,
-        waits_at: waits(proc, it.task.pid, it.task.tid).unwrap_or_default(),
+        waits_at: blocked(proc, it.task.pid, it.task.tid).unwrap_or_default().iter().map(|line| frame(line)).collect(),
     }
 }
 
 /// Whether the task is still in the lock function that its last slot is about: the callers of that are the last frames of
 /// where it waits. Frames are compared by name and offset.
 fn is_inside(it: &Candidate, now: &[String], names: &mut Symbolizer) -> bool {
+    let now: Vec<String> = now.iter().map(|line| frame(line)).collect();
     names.cover(&[&it.wants.stack]);
     let then: Vec<String> = names.frames(&it.wants.stack).iter().skip(1).map(crate::symbolize::Frame::text).collect();
     !then.is_empty()
@@ -211,15 +212,21 @@ fn is_inside(it: &Candidate, now: &[String], names: &mut Symbolizer) -> bool {
         && now.iter().rev().zip(then.iter().rev()).all(|(now, then)| now == then)
 }
 
-/// The stack of a task that waits in a lock function; `None` when it does not, or is gone.
-fn waits(proc: &Path, pid: u32, tid: u32) -> Option<Vec<String>> {
+/// The stack of a task that waits for a lock in the fault handler; `None` when it does not, or is gone.
+fn faults(proc: &Path, pid: u32, tid: u32) -> Option<Vec<String>> {
+    blocked(proc, pid, tid).filter(|stack| shows_lock_wait(&stack.join("\n")))
+}
+
+/// The stack of a task that waits uninterruptibly, or until it is killed; `None` when it does not, or is gone. The kernel
+/// leaves functions of the scheduler out of it, and lock functions are among these (`in_sched_functions`).
+fn blocked(proc: &Path, pid: u32, tid: u32) -> Option<Vec<String>> {
     let dir = proc.join(pid.to_string()).join("task").join(tid.to_string());
     let stat = fs::read(dir.join("stat")).ok()?;
     if Stat::parse(&stat)?.state != 'D' {
         return None;
     }
     let stack = fs::read_to_string(dir.join("stack")).ok()?;
-    shows_lock_wait(&stack).then(|| stack.lines().map(frame).collect())
+    Some(stack.lines().map(str::to_owned).collect())
 }
 
 /// `[<0>] name+0x1/0x2 [module]` as other stacks are shown: `name+0x1 [module]`.
@@ -235,12 +242,12 @@ fn comm(proc: &Path, pid: u32, tid: u32) -> String {
     Stat::parse(&stat).map(|stat| crate::record::name(&stat.comm)).unwrap_or_default()
 }
 
-/// The threads of a process that wait for a lock and are in no cycle.
+/// The threads of a process that are blocked as well and are in no cycle that is known: the writers among them.
 fn beside(proc: &Path, pid: u32, known: &BTreeSet<u32>) -> Vec<Bystander> {
     let tasks = fs::read_dir(proc.join(pid.to_string()).join("task")).into_iter().flatten().flatten();
     let tids = tasks.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     let found = tids.filter(|tid| !known.contains(tid)).take(MOST).filter_map(|tid| {
-        let waits_at = waits(proc, pid, tid)?;
+        let waits_at = blocked(proc, pid, tid)?.iter().map(|line| frame(line)).collect();
         Some(Bystander { pid, tid, comm: comm(proc, pid, tid), waits_at })
     });
     found.collect()
@@ -250,8 +257,8 @@ fn beside(proc: &Path, pid: u32, known: &BTreeSet<u32>) -> Vec<Bystander> {
 mod tests {
     use super::*;
 
-    const FAULT: &str = "[<0>] rwsem_down_read_slowpath+0x1/0x2\n[<0>] down_read_killable+0x3/0x4\n\
-                         [<0>] lock_mm_and_find_vma+0x5/0x6\n[<0>] ptf_touch+0x7/0x8 [pagetrace_fixture]\n";
+    const FAULT: &str = "[<0>] lock_mm_and_find_vma+0x5/0x6\n[<0>] exc_page_fault+0x1/0x2\n[<0>] asm_exc_page_fault+0x3/0x4\n\
+                         [<0>] ptf_touch+0x7/0x8 [pagetrace_fixture]\n";
 
     fn task(proc: &Path, tid: u32, state: char, stack: &str) {
         let dir = proc.join(format!("7/task/{tid}"));
@@ -274,7 +281,7 @@ mod tests {
     fn a_task_that_waits_for_itself_is_told_once_at_the_second_look() {
         let dir = tempfile::tempdir().unwrap();
         task(dir.path(), 8, 'D', FAULT);
-        task(dir.path(), 9, 'D', "[<0>] rwsem_down_write_slowpath+0x1/0x2\n[<0>] down_write_killable+0x3/0x4\n");
+        task(dir.path(), 9, 'D', "[<0>] vm_mmap_pgoff+0xb7/0x1c0\n[<0>] do_syscall_64+0x87/0x180\n");
         task(dir.path(), 10, 'S', "");
         let mut watch = Watch::new(dir.path().to_owned());
         watch.faulting.insert((7, 8), candidate(8, LockMode::Write));

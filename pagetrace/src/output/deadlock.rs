@@ -50,7 +50,7 @@ pub struct StandingTask {
     pub waits_at: Vec<String>,
 }
 
-/// A thread of one of the processes that waits for a lock too.
+/// Another thread of one of the processes that is blocked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bystander {
     /// Process id.
@@ -79,7 +79,7 @@ pub struct ReportedDeadlock {
     pub summary: String,
     /// Its tasks, each waiting for the next.
     pub tasks: Vec<StandingTask>,
-    /// Other threads of these processes that wait for a lock.
+    /// Other threads of these processes that are blocked.
     pub beside: Vec<Bystander>,
     /// What to do about it.
     pub advice: String,
@@ -157,8 +157,7 @@ pub(super) fn write(out: &mut String, number: usize, deadlock: &ReportedDeadlock
         write_lines(out, &format!("{} waits here", who(task)), &task.waits_at)?;
     }
     for task in &deadlock.beside {
-        let who =
-            format!("{} (pid {}, tid {}), which waits for a lock as well, is here", task.comm, task.pid, task.tid);
+        let who = format!("{} (pid {}, tid {}), which is blocked as well, is here", task.comm, task.pid, task.tid);
         write_lines(out, &who, &task.waits_at)?;
     }
     for line in wrap(&deadlock.advice, 110) {
