@@ -2,6 +2,7 @@
 
 use aya_ebpf::{
     EbpfContext,
+    bindings::{BPF_RB_AVAIL_DATA, BPF_RB_RING_SIZE},
     helpers::generated::{bpf_get_stack, bpf_get_stackid, bpf_probe_read_kernel},
     macros::map,
     maps::{Array, StackTrace},
@@ -190,6 +191,11 @@ fn sample<C: Probed>(ctx: &C, place: u32, stack_id: i32) {
         *sampled
     };
     if times > 16 && times & 1023 != 0 {
+        return;
+    }
+    // What is only useful must not take the room of what has to be told.
+    let (used, room) = (RECORDS.query(BPF_RB_AVAIL_DATA.into()), RECORDS.query(BPF_RB_RING_SIZE.into()));
+    if used + size_of::<Sample>() as u64 > room / 4 {
         return;
     }
     let Some(mut entry) = RECORDS.reserve::<Sample>(0) else { return };

@@ -1,4 +1,4 @@
-//! `cargo xtask demo`: a real violation found on the newest stock kernel, and its clean twin passed.
+//! `cargo xtask demo`: a real violation found on the newest stock kernel, and its clean twin passed; or a real deadlock.
 
 use std::{ffi::OsString, io::IsTerminal as _, process::ExitCode, time::Duration};
 
@@ -17,6 +17,9 @@ pub(crate) struct Options {
     /// A series such as 6.12, or the path of a kernel image; the newest obtainable by default.
     #[arg(long)]
     kernel: Option<String>,
+    /// Show a deadlock that happens, and is reported while it stands.
+    #[arg(long)]
+    deadlock: bool,
     /// Only say what is missing.
     #[arg(long)]
     no_install: bool,
@@ -28,6 +31,13 @@ struct Run {
     exit: i32,
     meaning: &'static str,
 }
+
+const DEADLOCK: [Run; 1] = [Run {
+    heading: "A fault under mmap_lock beside a thread that maps and unmaps memory, until both wait for each other",
+    fixture: "uprobe-deadlock",
+    exit: 1,
+    meaning: "found the violation, then the deadlock, and ended the tasks",
+}];
 
 const RUNS: [Run; 2] = [
     Run {
@@ -50,11 +60,12 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let kernel = fetch(options.kernel.as_deref())?;
     let binaries = build::build_static()?;
     let mut as_expected = true;
-    for Run { heading, fixture, exit, meaning } in RUNS {
+    let runs: &[Run] = if options.deadlock { &DEADLOCK } else { &RUNS };
+    for Run { heading, fixture, exit, meaning } in runs {
         println!("\n== {heading}\n== {}: pagetrace check -- pagetrace-fixture {fixture}\n", kernel.release);
         let mut spec = guest::base(&kernel.image, &binaries.pagetrace, &format!("demo-{fixture}"))?;
         assets(&mut spec, &binaries, None);
-        spec.command = ["pagetrace", "check", "--", "pagetrace-fixture", fixture].map(OsString::from).to_vec();
+        spec.command = ["pagetrace", "check", "--", "pagetrace-fixture", *fixture].map(OsString::from).to_vec();
         spec.timeout = Duration::from_secs(180);
         if !std::io::stdout().is_terminal() {
             // The guest's console is a terminal; what it is copied to is not.
@@ -62,7 +73,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         }
         note("booting");
         let result = vm::run(&spec, &mut |line| println!("{line}"))?;
-        if result.outcome == (Outcome::Exited { code: exit }) {
+        if result.outcome == (Outcome::Exited { code: *exit }) {
             println!("\n== pagetrace {meaning} ({}, {:.1} s).", result.outcome, result.duration.as_secs_f32());
         } else {
             as_expected = false;
@@ -72,7 +83,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     println!(
         "\n{}",
         if as_expected {
-            "Both runs ended as they should: exit code 1 means findings, 0 means clean."
+            "It ended as it should: exit code 1 means findings, 0 means clean."
         } else {
             "A run did not end as it should; see above."
         }

@@ -22,7 +22,10 @@ use crate::{
         deadlock::{Blocked, Claim, standstills},
         suspected,
     },
-    output::deadlock::{Bystander, ReportedDeadlock, StandingLock, StandingTask},
+    output::{
+        deadlock::{Bystander, ReportedDeadlock, StandingLock, StandingTask},
+        order::variable,
+    },
     symbolize::Symbolizer,
 };
 
@@ -38,6 +41,8 @@ const LONG_NS: u64 = 200_000_000;
 struct Lock {
     claim: Claim,
     name: String,
+    /// `mutex` or `rwsem`, for a lock that a variable may be.
+    kind: Option<&'static str>,
     stack: Vec<u64>,
 }
 
@@ -83,6 +88,7 @@ impl Watch {
         let of = |mm: &crate::analysis::MmId, mode, stack| Lock {
             claim: Claim { lock: mm.address, mode },
             name: mmap_name(mm.owner.as_ref()),
+            kind: None,
             stack,
         };
         let holds = holds.into_iter().map(|lock| of(&lock.mm, lock.mode, lock.stack)).collect();
@@ -172,6 +178,7 @@ fn of_slot(slot: &OrderSlot, stacks: &dyn Stacks) -> Lock {
     Lock {
         claim: Claim { lock, mode },
         name: format!("{what}{of}"),
+        kind: (slot.kind != class::MMAP).then_some(what),
         stack: stacks.stack(slot.stack).unwrap_or_default(),
     }
 }
@@ -182,10 +189,14 @@ fn standing(
     proc: &Path,
     names: &mut Symbolizer,
 ) -> StandingTask {
-    let held: Vec<&[u64]> = it.holds.iter().map(|lock| lock.stack.as_slice()).collect();
-    names.cover(&held);
+    let addresses: Vec<u64> = it.holds.iter().chain([&it.wants]).map(|lock| lock.claim.lock).collect();
+    let stacks = it.holds.iter().map(|lock| lock.stack.as_slice()).chain([addresses.as_slice()]);
+    names.cover(&stacks.collect::<Vec<_>>());
     let lock = |lock: &Lock, stack| StandingLock {
-        name: lock.name.clone(),
+        name: match lock.kind.zip(variable(lock.claim.lock, names)) {
+            Some((kind, (name, _))) => format!("{kind} {name}"),
+            None => lock.name.clone(),
+        },
         address: format!("{:#x}", lock.claim.lock),
         mode: mode(lock.claim.mode),
         stack,
@@ -268,7 +279,8 @@ mod tests {
     }
 
     fn candidate(tid: u32, holds: LockMode) -> Candidate {
-        let lock = |mode| Lock { claim: Claim { lock: 1, mode }, name: "mmap_lock".to_owned(), stack: vec![1] };
+        let lock =
+            |mode| Lock { claim: Claim { lock: 1, mode }, name: "mmap_lock".to_owned(), kind: None, stack: vec![1] };
         let task = TaskId { pid: 7, tid, comm: "a) b".to_owned(), kernel_thread: false };
         Candidate { task, holds: vec![lock(holds)], wants: lock(LockMode::Read), looks: 0 }
     }

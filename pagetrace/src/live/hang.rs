@@ -24,10 +24,19 @@ pub struct Suspect {
     pub tid: u32,
 }
 
+/// What is known of a task that is watched.
+#[derive(Debug, Clone, Copy, Default)]
+struct Wait {
+    /// Since when it has been seen waiting.
+    since: Option<Instant>,
+    /// It is part of a deadlock that was found: that it is blocked is enough.
+    in_deadlock: bool,
+}
+
 /// Watches tasks.
 pub struct HangWatch {
     proc: PathBuf,
-    waiting_since: HashMap<Suspect, Option<Instant>>,
+    waiting_since: HashMap<Suspect, Wait>,
     unseen: bool,
     found: bool,
 }
@@ -40,26 +49,32 @@ impl HangWatch {
 
     /// Begins to watch a task.
     pub fn suspect(&mut self, suspect: Suspect) {
-        self.waiting_since.entry(suspect).or_insert(None);
+        self.waiting_since.entry(suspect).or_default();
+        self.unseen = true;
+    }
+
+    /// Begins to watch a task of a deadlock.
+    pub fn suspect_in_deadlock(&mut self, suspect: Suspect) {
+        self.waiting_since.entry(suspect).or_default().in_deadlock = true;
         self.unseen = true;
     }
 
     /// Whether a task may be stuck: one was named and has not been looked at since, one was waiting when it was looked
     /// at last, or one was found stuck.
     pub fn suspects_a_hang(&self) -> bool {
-        self.unseen || self.found || self.waiting_since.values().any(Option::is_some)
+        self.unseen || self.found || self.waiting_since.values().any(|wait| wait.since.is_some())
     }
 
     /// The tasks that have been waiting for a lock for the whole of the patience. Each is told once.
     pub fn stuck(&mut self, now: Instant) -> Vec<Suspect> {
         let mut out = Vec::new();
         let proc = self.proc.clone();
-        self.waiting_since.retain(|suspect, since| {
-            match waits_for_lock(&proc, *suspect) {
+        self.waiting_since.retain(|suspect, wait| {
+            match waits_for_lock(&proc, *suspect, wait.in_deadlock) {
                 None => return false,
-                Some(false) => *since = None,
+                Some(false) => wait.since = None,
                 Some(true) => {
-                    let since = *since.get_or_insert(now);
+                    let since = *wait.since.get_or_insert(now);
                     if now.duration_since(since) >= PATIENCE {
                         out.push(*suspect);
                         return false;
@@ -74,12 +89,15 @@ impl HangWatch {
     }
 }
 
-/// Whether a task waits uninterruptibly (or killably) inside an rwsem; `None` when it is gone.
-fn waits_for_lock(proc: &Path, suspect: Suspect) -> Option<bool> {
+/// Whether a task waits uninterruptibly (or killably) inside an rwsem, or, if `anywhere`, wherever; `None` when it is gone.
+fn waits_for_lock(proc: &Path, suspect: Suspect, anywhere: bool) -> Option<bool> {
     let dir = proc.join(suspect.pid.to_string()).join("task").join(suspect.tid.to_string());
     let stat = fs::read(dir.join("stat")).ok()?;
     if Stat::parse(&stat)?.state != 'D' {
         return Some(false);
+    }
+    if anywhere {
+        return Some(true);
     }
     // Without the stack (not root, or no CONFIG_STACKTRACE) the state has to do.
     let Ok(stack) = fs::read_to_string(dir.join("stack")) else { return Some(true) };
@@ -145,6 +163,17 @@ mod tests {
         assert!(shows_lock_wait(
             "[<0>] bpf_trampoline_1+0x1/0x2\n[<0>] lock_mm_and_find_vma+0x1/0x2\n[<0>] exc_page_fault+0x1/0x2\n"
         ));
+    }
+
+    #[test]
+    fn a_task_of_a_deadlock_is_stuck_wherever_it_is_blocked() {
+        let (dir, suspect) = task('D', "[<0>] drv_ioctl+0x1/0x2\n");
+        let mut watch = HangWatch::new(dir.path().to_owned());
+        watch.suspect(suspect);
+        watch.suspect_in_deadlock(suspect);
+        let start = Instant::now();
+        assert!(watch.stuck(start).is_empty(), "not at first sight");
+        assert_eq!(watch.stuck(start + PATIENCE), [suspect]);
     }
 
     #[test]

@@ -450,14 +450,11 @@ pub async fn run(facts: &KernelFacts, mut spec: Spec, observer: &mut dyn Observe
                     }
                     // Only what the command started is ours to end.
                     let Some(command) = command.as_mut().filter(|_| session.attached.is_target(suspect.pid)) else {
-                        observer.note(&format!("task {} is stuck on an mmap lock", suspect.tid));
+                        observer.note(&format!("task {} is stuck on a lock", suspect.tid));
                         continue;
                     };
                     command.hung = true;
-                    observer.note(&format!(
-                        "task {} is stuck on an mmap lock: sending SIGKILL to its process",
-                        suspect.tid
-                    ));
+                    observer.note(&format!("task {} is stuck on a lock: sending SIGKILL to its process", suspect.tid));
                     kill(suspect.pid);
                     killed.push((suspect, now));
                 }

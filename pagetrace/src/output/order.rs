@@ -149,22 +149,24 @@ pub fn named_addresses(of: ClassId, address: u64) -> [u64; 2] {
     [if of.kind == class::ADDRESS && address >= IMAGE { address } else { 0 }, site]
 }
 
+/// The variable at an address, if there is one.
+pub fn variable(address: u64, names: &Symbolizer) -> Option<(String, NamedBy)> {
+    let symbol = names.variable(address).filter(|_| address >= IMAGE)?;
+    let module = symbol.module.map_or_else(String::new, |module| format!("{module}:"));
+    Some(match symbol.offset {
+        0 => (format!("{module}{}", symbol.name), NamedBy::Symbol),
+        offset => (format!("{module}{}+{offset:#x}", symbol.name), NamedBy::NearestSymbol),
+    })
+}
+
 /// What a lock is called.
 pub fn name(lock: &Lock, names: &Symbolizer, fields: &LockFields) -> Name {
     let [variable, site] = named_addresses(lock.class, lock.address);
     let offset = lock.class.offset & !class::DIRECTORY;
     let (text, by) = match lock.class.kind {
         class::MMAP => ("mmap_lock".to_owned(), NamedBy::MmStruct),
-        class::ADDRESS => match names.variable(variable) {
-            Some(symbol) => {
-                let module = symbol.module.map_or_else(String::new, |module| format!("{module}:"));
-                match symbol.offset {
-                    0 => (format!("{module}{}", symbol.name), NamedBy::Symbol),
-                    offset => (format!("{module}{}+{offset:#x}", symbol.name), NamedBy::NearestSymbol),
-                }
-            }
-            None => (format!("lock at {:#x}", lock.address), NamedBy::Address),
-        },
+        class::ADDRESS => self::variable(variable, names)
+            .unwrap_or_else(|| (format!("lock at {:#x}", lock.address), NamedBy::Address)),
         class::SLAB => match fields.in_cache(&lock.class_name, offset) {
             Some(field) => (field.to_owned(), NamedBy::SlabAndBtf),
             None => (format!("{}+{offset:#x}", lock.class_name), NamedBy::Slab),

@@ -146,7 +146,7 @@ fn write_command(out: &mut String, command: &Command) -> fmt::Result {
         (None, None) => writeln!(out, "  command `{name}` has not ended")?,
     }
     if command.hung {
-        writeln!(out, "  a task of the command hung on an mmap lock and was sent SIGKILL")?;
+        writeln!(out, "  a task of the command hung on a lock and was sent SIGKILL")?;
     }
     if command.left_behind {
         writeln!(

@@ -56,7 +56,7 @@ pub fn run(tool: &Tool, host: bool, fixtures: Fixtures, tally: &mut Tally) {
 fn shortcuts(tool: &Tool) -> Result<()> {
     for attach in [[].as_slice(), &["--attach", "tracepoint"]] {
         let args = [&["--verify-shortcuts"], attach].concat();
-        let ended = tool.run(tool.check(&args, &["mmap-storm", "5000"]))?;
+        let ended = tool.run(tool.check(&args, &["mmap-storm", "20000"]))?;
         if !attach.is_empty() && ended.status.code() == Some(3) {
             continue;
         }
@@ -215,7 +215,12 @@ fn storm(tool: &Tool, count: u64) -> Result<()> {
     let report = report::parse(&ended.stdout)?;
     let findings = report::list(&report["findings"]);
     ensure!(findings.len() == 1, "{} findings", findings.len());
-    ensure!(findings[0]["count"] == count, "it was seen {} times, not {count}", findings[0]["count"]);
+    ensure!(
+        findings[0]["count"] == count,
+        "it was seen {} times, not {count}; {}",
+        findings[0]["count"],
+        report["loss"]
+    );
     let (first, last) = (findings[0]["first_seen_ns"].as_u64(), findings[0]["last_seen_ns"].as_u64());
     ensure!(first < last, "first seen at {first:?}, last at {last:?}");
     for name in ["ring_full", "violation_lost", "seen_map_full"] {

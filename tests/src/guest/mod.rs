@@ -189,7 +189,13 @@ fn run(host: bool, only: Option<&str>, tally: &mut Tally) -> Result<()> {
         pages::run(&tool, host, tally);
     }
     // Last: on 5.10 nothing ends the task, and it stays until the machine goes down.
+    if fixtures.bpf && !host && wanted("hang") {
+        tally.case("hang/uprobe", || order::by_uprobe(&tool));
+    }
     if fixtures.module && wanted("hang") {
+        for (attach, _) in [("kprobe", kprobes), ("fentry", fentry)].into_iter().filter(|(_, has)| *has) {
+            tally.case(&format!("{attach}/hang/order"), || order::standing(&tool, &["--attach", attach]));
+        }
         for expected in expect::HANGING {
             tally.case(&format!("hang/{}", expected.case), || hang(&tool, &[], "0", expected).map(drop));
             // What pushes pages out is at it by then and may get stuck with the task; the check must not.

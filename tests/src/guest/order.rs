@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::{
     Tally,
     report::{self, list, text},
-    tool::{Tool, tail},
+    tool::{LIMIT, Tool, tail},
 };
 use crate::fixture::cases::{self, CASES, Kind};
 
@@ -190,6 +190,60 @@ fn recorded(tool: &Tool, attach: &str) -> Result<()> {
     }
     let dot = tool.run(tool.command(&["report", "--format", "dot", path]))?;
     ensure!(dot.stdout.starts_with("digraph") && dot.stdout.contains("color=red"), "no graph: {}", tail(&dot.stdout));
+    Ok(())
+}
+
+/// Two threads that wait for each other: pagetrace must tell while they do, end them, and end itself.
+///
+/// # Errors
+/// The first difference.
+pub fn standing(tool: &Tool, options: &[&str]) -> Result<()> {
+    let args = [&["--order"], options].concat();
+    let ended = tool.finish(tool.start(tool.check(&args, &["kmod", "ord-stands"]))?, LIMIT)?;
+    ensure!(ended.status.code() == Some(1), "ended with {}, not 1: {}", ended.status, tail(&ended.stderr));
+    let report = report::parse(&ended.stdout)?;
+    let mut found = list(&report["findings"]).iter().filter(|it| text(&it["class"]) == "deadlock");
+    let deadlock = found.next().with_context(|| format!("no deadlock in {}", report["findings"]))?;
+    ensure!(found.next().is_none(), "more than one deadlock: {}", report["findings"]);
+    let [one, two] = list(&deadlock["tasks"]) else { anyhow::bail!("the tasks are {}", deadlock["tasks"]) };
+    ensure!(one["tid"] != two["tid"] && one["pid"] == two["pid"], "one task twice: {one} {two}");
+    for (task, other) in [(one, two), (two, one)] {
+        ensure!(text(&task["because"]) == "holds", "it waits because of {}", task["because"]);
+        let wants = &task["waits_for"]["address"];
+        let held = list(&other["holds"]).iter().find(|lock| lock["address"] == *wants);
+        let held = held.with_context(|| format!("{wants} is not among {}", other["holds"]))?;
+        let named = |stack: &Value| list(stack).iter().any(|frame| text(&frame["symbol"]).starts_with("ptf_stands_"));
+        ensure!(named(&held["stack"]), "the stack does not name the case: {held}");
+        let waits = list(&task["waits_at"]).iter().any(|line| text(line).starts_with("ptf_stands_"));
+        ensure!(waits, "the wait does not name the case: {}", task["waits_at"]);
+    }
+    let mutex =
+        [one, two].iter().any(|task| text(&task["waits_for"]["name"]) == "mutex pagetrace_fixture:ptf_stands_lock");
+    ensure!(mutex, "the mutex is not named: {deadlock}");
+    ensure!(report["command"]["hung"] == true, "the command does not hang: {}", report["command"]);
+    // The order that led here is told as well.
+    let inversion = inversions(&report).any(|it| text(&it["shape"]) == "classes");
+    ensure!(inversion, "no inversion beside the deadlock: {}", report["findings"]);
+    Ok(())
+}
+
+/// A deadlock of a reader, a writer that queues, and the reader's fault, made of nothing but what a stock kernel has.
+///
+/// # Errors
+/// The first difference.
+pub fn by_uprobe(tool: &Tool) -> Result<()> {
+    let ended = tool.finish(tool.start(tool.check(&[], &["uprobe-deadlock"]))?, LIMIT)?;
+    ensure!(ended.log.contains("hangs soon"), "the fixture did not begin: {}", tail(&ended.log));
+    ensure!(ended.status.code() == Some(1), "ended with {}, not 1: {}", ended.status, tail(&ended.stderr));
+    let report = report::parse(&ended.stdout)?;
+    let of = |class: &str| list(&report["findings"]).iter().find(|it| text(&it["class"]) == class);
+    let fault = of("fault-under-lock").context("the fault was not found")?;
+    ensure!(fault["severity"] == "recursive-read" && fault["hung"] == true, "the fault is {}", fault["summary"]);
+    let deadlock = of("deadlock").with_context(|| format!("no deadlock was told: {}", tail(&ended.stderr)))?;
+    let [task] = list(&deadlock["tasks"]) else { anyhow::bail!("the tasks are {}", deadlock["tasks"]) };
+    ensure!(task["because"] == "queued-unknown", "it waits because of {}", task["because"]);
+    ensure!(list(&deadlock["beside"]).len() == 1, "the writer is not beside it: {}", deadlock["beside"]);
+    ensure!(report["command"]["hung"] == true, "the command does not hang: {}", report["command"]);
     Ok(())
 }
 

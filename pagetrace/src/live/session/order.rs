@@ -4,6 +4,7 @@ use anyhow::Result;
 
 use super::{
     super::{
+        hang::Suspect,
         loader::{NoStacks, monotonic_ns},
         stacks::LiveStacks,
     },
@@ -20,6 +21,9 @@ impl Session<'_> {
         }
         for found in self.standing.look(&mut self.names) {
             observer.note(&format!("deadlock: {}", found.summary));
+            for task in &found.tasks {
+                self.watch.suspect_in_deadlock(Suspect { pid: task.pid, tid: task.tid });
+            }
             self.deadlocks.push(found);
         }
     }
