@@ -63,7 +63,7 @@ fn shortcuts(tool: &Tool) -> Result<()> {
         code(&ended, 0)?;
         let report = report::parse(&ended.stdout)?;
         let (checked, wrong) = (report::loss(&report, "shortcut_checked"), report::loss(&report, "shortcut_wrong"));
-        ensure!(wrong == 0, "{wrong} of {checked} shortcuts name another stack than unwinding");
+        ensure!(wrong == 0, "{wrong} of {checked} shortcuts name another stack than unwinding; {}", report["loss"]);
         // What maps and unmaps takes the lock killably, and a return probe there hides the return address.
         let by = report::list(&report["coverage"]["events"]).iter().find(|event| event["event"] == "mmap-lock");
         let enough = if by.is_some_and(|event| event["attach"] == "kprobe") { 0 } else { 5000 };
