@@ -51,6 +51,18 @@ const MAX_CANDIDATES: usize = 4096;
 /// same for every system call (arch/x86/entry/common.c).
 const ROOTS: [&str; 1] = ["do_syscall_64"];
 
+/// Where a kernel thread begins: nothing lies above it.
+const BOTTOMS: [&str; 2] = ["ret_from_fork", "ret_from_fork_asm"];
+
+/// Where a page fault enters. Above it lies user mode, or the kernel code that faulted: only the saved registers tell.
+const FAULTS: [&str; 1] = ["asm_exc_page_fault"];
+
+/// Words from the return address into the fault's entry to the saved code segment (`struct pt_regs`).
+const TO_CS: u32 = 18;
+
+/// `__USER_CS`, arch/x86/include/asm/segment.h.
+const USER_CS: u64 = 0x33;
+
 // Places are bits of a u128.
 const _: () = assert!(SAMPLE_WORDS <= 128);
 
@@ -58,6 +70,8 @@ const _: () = assert!(SAMPLE_WORDS <= 128);
 #[derive(Debug, Default)]
 pub(crate) struct Learner {
     roots: Vec<Range<u64>>,
+    bottoms: Vec<Range<u64>>,
+    faults: Vec<Range<u64>>,
     between: Vec<Range<u64>>,
     text: Range<u64>,
     /// Where each return address of a chain may lie, as far as the samples of that chain agree.
@@ -95,6 +109,8 @@ impl Learner {
         let text = symbols.address_of("_stext").zip(symbols.address_of("_etext"));
         Self {
             roots: ROOTS.iter().filter_map(range).collect(),
+            bottoms: BOTTOMS.iter().filter_map(range).collect(),
+            faults: FAULTS.iter().filter_map(range).collect(),
             between: BETWEEN.iter().filter_map(range).collect(),
             text: text.map_or(0..0, |(start, end)| start..end),
             ..Self::default()
@@ -136,11 +152,12 @@ impl Learner {
     /// The return addresses from the place where the lock is taken to where nothing can differ any more.
     fn chain<'a>(&self, program: u32, frames: &'a [u64]) -> Option<&'a [u64]> {
         let chain = frames.get(self.own_frames(program, frames)?..)?;
-        let is_root = |frame: &u64| self.roots.iter().any(|root| root.contains(frame));
-        let chain = match chain.iter().position(is_root) {
+        let chain = match chain.iter().position(|frame| is_in(*frame, &self.roots)) {
             Some(root) => chain.get(..=root)?,
-            // A stack cut off before its end says nothing about what called the last frame.
-            None if frames.len() < SAMPLE_FRAMES => chain,
+            // A stack cut off before its end says nothing about what called the last frame, nor does one that goes on
+            // another time.
+            None if frames.len() < SAMPLE_FRAMES && is_in(*chain.last()?, &self.bottoms) => chain,
+            None if frames.len() < SAMPLE_FRAMES && is_in(*chain.last()?, &self.faults) => chain,
             None => return None,
         };
         (!chain.is_empty() && chain.len() <= MAX_FRAMES).then_some(chain)
@@ -167,7 +184,17 @@ impl Learner {
         if candidate.samples < ENOUGH || candidate.places.iter().any(|places| places.count_ones() != 1) {
             return None;
         }
-        let at: Vec<u32> = candidate.places.iter().map(|places| places.trailing_zeros()).collect();
+        let mut at: Vec<u32> = candidate.places.iter().map(|places| places.trailing_zeros()).collect();
+        let mut chain = chain;
+        if is_in(*chain.last()?, &self.faults) {
+            // The fault of a system call's copy has the same chain so far, and more above it.
+            let cs = at.last()? + TO_CS;
+            if sample.words.get(cs as usize) != Some(&USER_CS) || chain.len() == MAX_FRAMES {
+                return None;
+            }
+            at.push(cs);
+            chain.push(USER_CS);
+        }
         let first = *at.first()?;
         let in_order = at.iter().zip(at.iter().skip(1)).all(|(inner, outer)| inner < outer);
         if !in_order || (sample.program == kind::KPROBE && first != 0) {
@@ -193,6 +220,10 @@ impl Learner {
     }
 }
 
+fn is_in(frame: u64, functions: &[Range<u64>]) -> bool {
+    functions.iter().any(|function| function.contains(&frame))
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -201,13 +232,16 @@ mod tests {
 
     const TABLE: &str = "ffffffff81000000 T _stext\nffffffff81000100 T bpf_trace_run2\nffffffff81000200 T vm_mmap\n\
                          ffffffff81000300 T ksys_mmap\nffffffff81000400 T do_syscall_64\nffffffff81000500 T entry\n\
-                         ffffffff81000600 T _etext\n";
+                         ffffffff81000600 T asm_exc_page_fault\nffffffff81000700 T ret_from_fork\n\
+                         ffffffff81000800 T _etext\n";
     const PROGRAM: u64 = 0xffff_ffff_c000_0010;
     const RUN: u64 = 0xffff_ffff_8100_0110;
     const VM_MMAP: u64 = 0xffff_ffff_8100_0210;
     const KSYS_MMAP: u64 = 0xffff_ffff_8100_0310;
     const SYSCALL: u64 = 0xffff_ffff_8100_0410;
     const ENTRY: u64 = 0xffff_ffff_8100_0510;
+    const FAULT: u64 = 0xffff_ffff_8100_0610;
+    const FORK: u64 = 0xffff_ffff_8100_0710;
 
     fn learner() -> Learner {
         Learner::new(&Kallsyms::parse(TABLE.to_owned()))
@@ -270,6 +304,25 @@ mod tests {
         let frames: Vec<u64> = (0..SAMPLE_FRAMES as u64).map(|at| VM_MMAP + at).collect();
         let words: Vec<(usize, u64)> = frames.iter().copied().enumerate().collect();
         assert_eq!(often(&mut learner(), &sample(kind::BTF_TRACEPOINT, &frames, &words)), None);
+    }
+
+    #[test]
+    fn a_chain_must_end_where_no_stack_goes_on() {
+        let learn = |last: u64, words: &[(usize, u64)]| {
+            let words = [&[(9, VM_MMAP), (20, last)], words].concat();
+            let shortcut = often(&mut learner(), &sample(kind::BTF_TRACEPOINT, &[PROGRAM, RUN, VM_MMAP, last], &words));
+            shortcut.map(|(_, shortcut)| shortcut.frames)
+        };
+        assert_eq!(learn(FORK, &[]), Some(2));
+        assert_eq!(learn(SYSCALL, &[]), Some(2));
+        assert_eq!(learn(KSYS_MMAP, &[]), None, "something called it, and something else will");
+        assert_eq!(learn(FAULT, &[]), None, "nothing says that it came from user mode");
+        assert_eq!(learn(FAULT, &[(38, 0x10)]), None, "a fault of the kernel's own");
+        assert_eq!(learn(FAULT, &[(38, USER_CS)]), Some(3));
+        let words = [(9, VM_MMAP), (20, FAULT), (38, USER_CS)];
+        let (_, shortcut) =
+            often(&mut learner(), &sample(kind::BTF_TRACEPOINT, &[PROGRAM, RUN, VM_MMAP, FAULT], &words)).unwrap();
+        assert_eq!((&shortcut.at[..3], shortcut.ip[2], shortcut.span), ([0, 11, 29].as_slice(), USER_CS, 30));
     }
 
     #[test]
