@@ -139,6 +139,7 @@ pub(super) fn write(out: &mut String, number: usize, deadlock: &ReportedDeadlock
     let standing = style.paint("1;31", "standing");
     writeln!(out, "#{number} {}, {standing}: {}", deadlock.class.name(), deadlock.summary)?;
     write_excuse(out, &deadlock.marks)?;
+    write_cycle(out, &deadlock.tasks)?;
     for (at, task) in deadlock.tasks.iter().enumerate() {
         let next = deadlock.tasks.get((at + 1) % deadlock.tasks.len()).unwrap_or(task);
         writeln!(
@@ -166,10 +167,65 @@ pub(super) fn write(out: &mut String, number: usize, deadlock: &ReportedDeadlock
     writeln!(out)
 }
 
+/// Who waits for whom, in one line.
+fn write_cycle(out: &mut String, tasks: &[StandingTask]) -> fmt::Result {
+    let letters = || ('A'..='Z').cycle();
+    let mut line = String::new();
+    for (task, letter) in tasks.iter().zip(letters()) {
+        writeln!(out, "  {letter}: {}", who(task))?;
+        let queue = if task.because == Because::Holds { "" } else { "a writer in its queue --> " };
+        line.push_str(&format!("{letter} -- {} ({}) --> {queue}", task.waits_for.name, task.waits_for.mode));
+    }
+    writeln!(out, "    {line}A")
+}
+
 fn write_lines(out: &mut String, title: &str, lines: &[String]) -> fmt::Result {
     writeln!(out, "  {title}:")?;
     if lines.is_empty() {
         writeln!(out, "    (the kernel does not show it)")?;
     }
     lines.iter().try_for_each(|line| writeln!(out, "    {line}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn task(tid: u32, wants: &str, because: Because) -> StandingTask {
+        let lock = |name: &str| StandingLock {
+            name: name.to_owned(),
+            address: "0x1".to_owned(),
+            mode: "write".to_owned(),
+            stack: Vec::new(),
+        };
+        StandingTask {
+            pid: 1,
+            tid,
+            comm: "a".to_owned(),
+            holds: vec![lock("another")],
+            waits_for: lock(wants),
+            because,
+            waits_at: vec!["drv_ioctl+0x1".to_owned()],
+        }
+    }
+
+    #[test]
+    fn the_cycle_is_drawn() {
+        let drawn = |tasks: Vec<StandingTask>| {
+            let mut out = String::new();
+            write(&mut out, 2, &ReportedDeadlock::of(tasks, Vec::new()), Style { colour: false }).unwrap();
+            out
+        };
+        let two = drawn(vec![task(7, "mutex m", Because::Holds), task(8, "mmap_lock", Because::Holds)]);
+        assert!(
+            two.starts_with("#2 deadlock, standing: a (pid 1, tid 7) and a (pid 1, tid 8) wait for each other\n"),
+            "{two}"
+        );
+        assert!(
+            two.contains("  B: a (pid 1, tid 8)\n    A -- mutex m (write) --> B -- mmap_lock (write) --> A\n"),
+            "{two}"
+        );
+        let one = drawn(vec![task(7, "mmap_lock", Because::QueuedUnknown)]);
+        assert!(one.contains("    A -- mmap_lock (write) --> a writer in its queue --> A\n"), "{one}");
+    }
 }
