@@ -12,6 +12,7 @@ pub mod manners;
 pub mod order;
 pub mod pages;
 pub mod provoke;
+pub mod random;
 pub mod record;
 pub mod report;
 pub mod strict;
@@ -46,7 +47,7 @@ pub fn main() -> ExitCode {
         ["--host", "--only", part] => (true, Some(*part)),
         _ => {
             eprintln!(
-                "usage: pagetrace-guest-suite [--host] [--only kprobe|fentry|tracepoint|raw-tracepoint|before|strict|order|manners|targets|pages|hang]"
+                "usage: pagetrace-guest-suite [--host] [--only kprobe|fentry|tracepoint|raw-tracepoint|before|random|strict|order|manners|targets|pages|hang]"
             );
             return ExitCode::from(2);
         }
@@ -163,6 +164,10 @@ fn run(host: bool, only: Option<&str>, tally: &mut Tally) -> Result<()> {
     if fixtures.module && wanted("before") {
         let has = ways.iter().filter(|(_, has)| *has).map(|(attach, _)| *attach).collect::<Vec<_>>();
         before::run(&tool, &has, tally);
+    }
+    if fixtures.module && wanted("random") {
+        let has: Vec<&str> = ways.iter().filter(|(_, has)| *has).map(|(attach, _)| *attach).collect();
+        random::run(&tool, &has, tally);
     }
     if wanted("strict") {
         strict::run(&tool, kprobes, fentry, fixtures, tally);
