@@ -43,6 +43,8 @@ struct Lock {
     name: String,
     /// `mutex` or `rwsem`, for a lock that a variable may be.
     kind: Option<&'static str>,
+    /// The function that was called for it can fail, and has not returned.
+    attempt: bool,
     stack: Vec<u64>,
 }
 
@@ -89,6 +91,7 @@ impl Watch {
             claim: Claim { lock: mm.address, mode },
             name: mmap_name(mm.owner.as_ref()),
             kind: None,
+            attempt: false,
             stack,
         };
         let holds = holds.into_iter().map(|lock| of(&lock.mm, lock.mode, lock.stack)).collect();
@@ -179,6 +182,7 @@ fn of_slot(slot: &OrderSlot, stacks: &dyn Stacks) -> Lock {
         claim: Claim { lock, mode },
         name: format!("{what}{of}"),
         kind: (slot.kind != class::MMAP).then_some(what),
+        attempt: slot.flags & held::TENTATIVE != 0,
         stack: stacks.stack(slot.stack).unwrap_or_default(),
     }
 }
@@ -215,6 +219,11 @@ fn standing(
 /// Whether the task is still in the lock function that its last slot is about: the callers of that are the last frames of
 /// where it waits. Frames are compared by name and offset.
 fn is_inside(it: &Candidate, now: &[String], names: &mut Symbolizer) -> bool {
+    // Before return probes could be looked through (kernel/trace/rethook.c, 5.18), the kernel's own unwinding ends at the
+    // return probe of a function that can fail. That this has not fired says the same.
+    if it.wants.attempt && now.len() <= 2 {
+        return true;
+    }
     let now: Vec<String> = now.iter().map(|line| frame(line)).collect();
     names.cover(&[&it.wants.stack]);
     let then: Vec<String> = names.frames(&it.wants.stack).iter().skip(1).map(crate::symbolize::Frame::text).collect();
@@ -279,8 +288,13 @@ mod tests {
     }
 
     fn candidate(tid: u32, holds: LockMode) -> Candidate {
-        let lock =
-            |mode| Lock { claim: Claim { lock: 1, mode }, name: "mmap_lock".to_owned(), kind: None, stack: vec![1] };
+        let lock = |mode| Lock {
+            claim: Claim { lock: 1, mode },
+            name: "mmap_lock".to_owned(),
+            kind: None,
+            attempt: false,
+            stack: vec![1],
+        };
         let task = TaskId { pid: 7, tid, comm: "a) b".to_owned(), kernel_thread: false };
         Candidate { task, holds: vec![lock(holds)], wants: lock(LockMode::Read), looks: 0 }
     }
@@ -303,6 +317,17 @@ mod tests {
         assert_eq!(deadlock.tasks[0].waits_at[3], "ptf_touch+0x7 [pagetrace_fixture]");
         assert_eq!(deadlock.beside.iter().map(|it| it.tid).collect::<Vec<_>>(), [9]);
         assert!(watch.look(&mut names()).is_empty(), "told once");
+    }
+
+    #[test]
+    fn a_return_probe_that_has_not_fired_says_that_the_task_is_inside() {
+        let mut it = candidate(8, LockMode::Write);
+        let cut = ["[<0>] elfcorehdr_read+0x40/0x40".to_owned()];
+        assert!(!is_inside(&it, &cut, &mut names()));
+        it.wants.attempt = true;
+        assert!(is_inside(&it, &cut, &mut names()));
+        let elsewhere = ["a+0x1/0x2", "b+0x1/0x2", "c+0x1/0x2"].map(str::to_owned);
+        assert!(!is_inside(&it, &elsewhere, &mut names()), "the stack says more, and something else");
     }
 
     #[test]
