@@ -3,7 +3,11 @@
 
 pub mod bpf;
 
-use std::{env, fs, path::PathBuf};
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context as _, Result};
 
@@ -27,6 +31,19 @@ fn main() -> Result<()> {
         }
     };
     let to = out.join("pagetrace.bpf.o");
-    fs::copy(&object, &to).with_context(|| format!("cannot copy {} to {}", object.display(), to.display()))?;
+    if !strip(&object, &to) {
+        fs::copy(&object, &to).with_context(|| format!("cannot copy {} to {}", object.display(), to.display()))?;
+    }
     Ok(())
+}
+
+/// Copies the object without its DWARF, three quarters of it, which is read by nobody once BTF is made from it. Needs what
+/// rustup puts beside a compiler; says whether it was there.
+fn strip(object: &Path, to: &Path) -> bool {
+    let (Some(rustc), Some(host)) = (env::var_os("RUSTC"), env::var_os("HOST")) else { return false };
+    let Ok(out) = Command::new(rustc).args(["--print", "sysroot"]).output() else { return false };
+    let lib = PathBuf::from(String::from_utf8_lossy(&out.stdout).trim()).join("lib");
+    let objcopy = lib.join("rustlib").join(host).join("bin/rust-objcopy");
+    let stripped = Command::new(objcopy).env("LD_LIBRARY_PATH", lib).arg("--strip-debug").args([object, to]).output();
+    stripped.is_ok_and(|out| out.status.success())
 }

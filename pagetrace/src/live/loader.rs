@@ -14,6 +14,8 @@ use aya::{
 use pagetrace_ebpf::wire::{Wire as _, counter, kind, order, seen, setting, unwind};
 use tokio::io::unix::AsyncFd;
 
+use only::only;
+
 use super::{breakpoint, readiness::readable, settings::Settings, shortcut::Learner};
 use crate::{
     analysis::Repeat,
@@ -139,9 +141,10 @@ pub fn attach(
     if settings.get(setting::TARGET_MODE) == setting::target::ALL {
         loader.map_max_entries("TARGETS", 1);
     }
-    let mut bpf = loader.load(OBJECT)?;
-    fill_targets(&mut bpf, settings, targets)?;
     let probes = plan.probes();
+    let wanted = |name: &str| iterate::PROGRAMS.contains(&name) || probes.iter().any(|probe| probe.program == name);
+    let mut bpf = loader.load(&only(OBJECT, &wanted))?;
+    fill_targets(&mut bpf, settings, targets)?;
     let mut programs: Vec<String> = Vec::new();
     for probe in &probes {
         // A program that goes to several targets is loaded once.
@@ -488,3 +491,4 @@ fn recursion_misses(program: &Program) -> Option<u64> {
 mod iterate;
 #[cfg(test)]
 mod object;
+mod only;

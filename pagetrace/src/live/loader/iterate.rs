@@ -16,6 +16,12 @@ use pagetrace_ebpf::wire::lock::LOCKED_BEFORE_ROOM;
 use super::{AttachError, map, program, refused};
 use crate::plan::{Probe, ProgramType, Stage};
 
+/// Programs that walk tasks, whatever the plan is.
+pub(super) const PROGRAMS: [&str; 2] = [OF_ADDRESS_SPACES, OF_LOCKED];
+
+const OF_ADDRESS_SPACES: &str = "it_task";
+const OF_LOCKED: &str = "it_locked";
+
 /// Passes after which a lock counts as one that was held before and still is. Those taken and released meanwhile, as
 /// page faults do, are sorted out by then: a pass takes less than a pause.
 const PASSES: u64 = 5;
@@ -54,7 +60,7 @@ impl Walk {
 
 /// Tells the object which address spaces exist.
 pub(super) fn find_address_spaces(bpf: &mut Ebpf, btf: &Btf) -> Result<(), AttachError> {
-    let walk = Walk::with("it_task");
+    let walk = Walk::with(OF_ADDRESS_SPACES);
     walk.load(bpf, btf)?;
     walk.once(bpf)
 }
@@ -62,7 +68,7 @@ pub(super) fn find_address_spaces(bpf: &mut Ebpf, btf: &Btf) -> Result<(), Attac
 /// Tells the object which address spaces were locked when tracing began and have been since. Call it when everything is
 /// attached: whatever is locked later is seen.
 pub(super) fn find_locked(bpf: &mut Ebpf, btf: &Btf) -> Result<(), AttachError> {
-    let walk = Walk::with("it_locked");
+    let walk = Walk::with(OF_LOCKED);
     walk.load(bpf, btf)?;
     let mut pass = Array::<_, u64>::try_from(map(bpf, "LOCKED_PASS")?)?;
     let found = HashMap::<_, u64, u64>::try_from(map(bpf, "LOCKED")?)?;
