@@ -183,9 +183,9 @@ pub struct RecordArgs {
 /// `report`.
 #[derive(Debug, ClapArgs)]
 pub struct ReportArgs {
-    /// The recording
-    #[arg(value_name = "FILE")]
-    pub file: PathBuf,
+    /// The recording; several of one kernel are judged together, their lock orders as one
+    #[arg(value_name = "FILE", required = true)]
+    pub files: Vec<PathBuf>,
     /// Form of the output
     #[arg(long, value_enum, default_value_t = ReportFormat::Text)]
     pub format: ReportFormat,

@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     fs::File,
     io::BufReader,
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result};
@@ -13,7 +13,7 @@ use pagetrace_ebpf::wire::setting;
 use super::{
     args::ReportArgs,
     check::{print, put},
-    exit::{Exit, Misuse},
+    exit::{Exit, Misuse, Refused},
     sink,
 };
 use crate::{
@@ -25,6 +25,7 @@ use crate::{
     output::{
         Format, ReportFormat, dot,
         gather::Gather,
+        merge::merge,
         report::{Command, Damage, Kernel, Recording, Report, Run},
     },
     plan::is_user_access,
@@ -183,20 +184,34 @@ fn reported(end: CommandEnd) -> Command {
     Command { argv, pid, exit_code, signal, hung, left_behind }
 }
 
-/// Prints the report of a recording.
+/// Reads the recordings and judges them together.
+fn read_all(files: &[PathBuf]) -> Result<Read> {
+    if let [only] = files {
+        return read(only);
+    }
+    let named = |file: &PathBuf| Ok((file.display().to_string(), read(file)?.report));
+    let reports = files.iter().map(named).collect::<Result<Vec<_>>>()?;
+    let report = merge(reports).map_err(|why| Refused(why.to_string()))?.context("there is no recording")?;
+    Ok(Read { report, code: None })
+}
+
+/// Prints the report of recordings.
 pub(super) fn run(args: &ReportArgs) -> Result<Exit> {
-    let ready = args.ci.open(&[("--output", args.output.as_deref()), ("the recording", Some(&args.file))])?;
+    let recordings = args.files.iter().map(|file| ("the recording", Some(file.as_path())));
+    let taken: Vec<_> = [("--output", args.output.as_deref())].into_iter().chain(recordings).collect();
+    let ready = args.ci.open(&taken)?;
     let (mut out, style) = sink::open(args.output.as_deref())?;
-    let read = read(&args.file)?;
-    let Some(order) = read.report.order.as_ref().filter(|_| args.format == ReportFormat::Dot).map(dot::render) else {
-        let format = match args.format {
-            ReportFormat::Text => Format::Text,
-            ReportFormat::Json => Format::Json,
-            ReportFormat::Dot => {
-                return Err(Misuse("there is no lock order in the recording: it is recorded with --order").into());
-            }
-        };
-        return ready.conclude(read.report, read.code, |report| print(report, format, &mut *out, style));
+    let read = read_all(&args.files)?;
+    let format = match (args.format, &read.report.order) {
+        (ReportFormat::Text, _) => Format::Text,
+        (ReportFormat::Json, _) => Format::Json,
+        (ReportFormat::Dot, Some(order)) => {
+            let graph = dot::render(order);
+            return ready.conclude(read.report, read.code, |_| put(&graph, &mut *out));
+        }
+        (ReportFormat::Dot, None) => {
+            return Err(Misuse("there is no lock order in the recording: it is recorded with --order").into());
+        }
     };
-    ready.conclude(read.report, read.code, |_| put(&order, &mut *out))
+    ready.conclude(read.report, read.code, |report| print(report, format, &mut *out, style))
 }

@@ -12,6 +12,7 @@ pub mod found;
 pub mod gather;
 pub mod github;
 pub mod junit;
+pub mod merge;
 pub mod order;
 mod order_text;
 pub mod pagemap;

@@ -30,6 +30,30 @@ fn recordings_of_real_runs_keep_their_reports() -> Result<()> {
 }
 
 #[test]
+fn several_recordings_are_judged_together() -> Result<()> {
+    let path = |name: &str| recordings().join(format!("{name}.ptrace")).to_string_lossy().into_owned();
+    let [clean, one, other] = ["true", "read-own", "nested-two"].map(path);
+    let told = run(&["report", "--format", "json", &clean, &one, &other, &one])?.exits(1)?.json()?;
+    let alone = report(&one)?.exits(1)?.json()?;
+    let findings = told["findings"].as_array().context("findings")?;
+    ensure!(findings.len() == 2, "{told:#}");
+    let times = |report: &serde_json::Value| report["findings"][0]["count"].as_u64();
+    ensure!(times(&told) == times(&alone).map(|count| count * 2), "{told:#}");
+    ensure!(findings[0]["fingerprint"] == alone["findings"][0]["fingerprint"], "{told:#}");
+    run(&["report", &clean, &clean])?.exits(0)?;
+    let scratch = Scratch::new("merged")?;
+    let cut = scratch.0.join("cut.ptrace");
+    let sound = fs::read(&clean)?;
+    fs::write(&cut, &sound[..sound.len() - 1])?;
+    let cut = cut.to_string_lossy().into_owned();
+    let because = run(&["report", "--format", "json", &clean, &cut])?.exits(4)?.json()?["coverage"].to_string();
+    ensure!(because.contains("cut.ptrace: the recording is damaged"), "{because}");
+    run(&["report", &clean, "/no/such/recording"])?.exits(5)?.says("/no/such/recording")?.silent()?;
+    run(&["report", "--format", "dot", &clean, &one])?.exits(2)?.says("--order")?.silent()?;
+    Ok(())
+}
+
+#[test]
 fn a_damaged_recording_is_read_up_to_its_damage_and_never_clean() -> Result<()> {
     let scratch = Scratch::new("damaged")?;
     let path = scratch.0.join("a.ptrace");
