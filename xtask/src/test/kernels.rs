@@ -23,7 +23,7 @@ use crate::{
 };
 
 const AT_A_TIME: usize = 2;
-const TIMEOUT: Duration = Duration::from_secs(900);
+const TIMEOUT: Duration = Duration::from_secs(1500);
 const SILENCE: Duration = Duration::from_secs(240);
 
 /// Runs the suite on every kernel that was fetched; one that was not is a failure.
