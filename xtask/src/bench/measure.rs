@@ -58,16 +58,18 @@ pub(super) struct Plan {
     pub(super) seconds: u32,
     /// Recorded instead of checked.
     pub(super) record: bool,
+    /// What else is asked of the check: `--strict`, `--order`.
+    pub(super) options: Vec<&'static str>,
 }
 
 impl Plan {
     /// The arguments that ask for this plan.
     pub(super) fn arguments(&self) -> Vec<String> {
-        let Self { attach, rounds, seconds, record } = self;
+        let Self { attach, rounds, seconds, record, options } = self;
         let attach = attach.iter().flat_map(|attach| ["--attach".to_owned(), attach.clone()]);
         let rest = ["--rounds".to_owned(), rounds.to_string(), "--seconds".to_owned(), seconds.to_string()];
         let record = record.then(|| "--record".to_owned());
-        attach.chain(rest).chain(record).collect()
+        attach.chain(rest).chain(record).chain(options.iter().map(|option| (*option).to_owned())).collect()
     }
 
     /// The command that measures the same again.
@@ -215,7 +217,7 @@ fn watched(tools: &Tools, storm: Storm, plan: &Plan, attach: &str) -> Result<Che
         true => command.args(["record", "--output"]).arg(&file),
         false => command.arg("check"),
     };
-    command.arg("--as-root").env("RUST_LOG", "info");
+    command.args(&plan.options).arg("--as-root").env("RUST_LOG", "info");
     if attach != DEFAULT {
         command.args(["--attach", attach]);
     }
@@ -272,8 +274,9 @@ mod tests {
 
     #[test]
     fn a_plan_tells_how_to_repeat_it() {
-        let plan = Plan { attach: vec!["kprobe".into(), "fentry".into()], rounds: 3, seconds: 1, record: false };
-        let command = "cargo xtask bench --kernel 6.12 --attach kprobe --attach fentry --rounds 3 --seconds 1";
+        let attach = vec!["kprobe".into(), "fentry".into()];
+        let plan = Plan { attach, rounds: 3, seconds: 1, record: false, options: vec!["--strict"] };
+        let command = "cargo xtask bench --kernel 6.12 --attach kprobe --attach fentry --rounds 3 --seconds 1 --strict";
         assert_eq!(plan.command(Some("6.12")), command);
         assert_eq!(plan.runs(), 18);
     }

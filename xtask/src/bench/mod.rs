@@ -19,7 +19,7 @@ use crate::build;
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
     /// `pagemap`: how fast pagemap is read, instead of what watching costs.
-    #[arg(value_parser = ["pagemap"], conflicts_with_all = ["kernel", "attach", "record"])]
+    #[arg(value_parser = ["pagemap"], conflicts_with_all = ["kernel", "attach", "record", "strict", "order"])]
     what: Option<String>,
     /// A series such as 6.12, or the path of a kernel image, for a test machine; this machine's own kernel by default.
     #[arg(long)]
@@ -36,6 +36,12 @@ pub(crate) struct Options {
     /// Under `pagetrace record` instead of `pagetrace check`.
     #[arg(long)]
     record: bool,
+    /// Under `pagetrace check --strict`.
+    #[arg(long, conflicts_with = "record")]
+    strict: bool,
+    /// Under `pagetrace check --order`.
+    #[arg(long)]
+    order: bool,
     /// The directory with ready binaries; how the bench is called within a test machine.
     #[arg(long, hide = true, conflicts_with = "kernel")]
     tools: Option<PathBuf>,
@@ -43,15 +49,18 @@ pub(crate) struct Options {
 
 /// Runs the subcommand.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
-    let Options { what, kernel, attach, rounds, seconds, record, tools } = options;
+    let Options { what, kernel, attach, rounds, seconds, record, strict, order, tools } = options;
     if what.is_some() {
         return pagemap::run(*rounds);
     }
-    let plan = Plan { attach: attach.clone(), rounds: *rounds, seconds: *seconds, record: *record };
+    let options = [(*strict, "--strict"), (*order, "--order")];
+    let options: Vec<&str> = options.into_iter().filter(|(wanted, _)| *wanted).map(|(_, option)| option).collect();
+    let plan = Plan { attach: attach.clone(), rounds: *rounds, seconds: *seconds, record: *record, options };
     if let Some(kernel) = kernel {
         return guest::run(kernel, &plan);
     }
     ensure!(rustix::process::geteuid().is_root(), "measuring what tracing costs needs root: run this command as root");
+    let within = tools.is_some();
     let tools = match tools {
         Some(dir) => Tools { pagetrace: dir.join("pagetrace"), fixture: dir.join("pagetrace-fixture") },
         None => {
@@ -62,7 +71,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let measured = measure::all(&tools, &plan)?;
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
     print!("{}", table::render(&release, &measured));
-    if options.tools.is_none() {
+    if !within {
         println!("\nreproduce: {}", plan.command(None));
     }
     Ok(ExitCode::SUCCESS)
