@@ -180,6 +180,9 @@ fn unwound(ctx: &impl EbpfContext) -> i32 {
     id
 }
 
+/// One acquisition in so many is sampled. A prime: a loop that locks in turns at a few places shows all of them.
+const SAMPLE_EVERY: u32 = 1021;
+
 /// Lets the loader learn the chain: the first few times, then now and then. One that is not taken is no loss: the
 /// next acquisition is unwound as this one was.
 #[inline(always)]
@@ -190,7 +193,7 @@ fn sample<C: Probed>(ctx: &C, place: u32, stack_id: i32) {
         *sampled = (*sampled).wrapping_add(1);
         *sampled
     };
-    if times > 16 && times & 1023 != 0 {
+    if times > 16 && times % SAMPLE_EVERY != 0 {
         return;
     }
     // What is only useful must not take the room of what has to be told.
