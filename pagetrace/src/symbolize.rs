@@ -100,8 +100,9 @@ impl Symbolizer {
         }
         let stale = self.symbols.as_ref().is_none_or(|symbols| {
             stacks.iter().copied().flatten().any(|address| {
+                // BPF programs come and go: the one that was there may have left its place to another.
                 *address >= MODULES
-                    && symbols.resolve(*address).is_none_or(|found| found.module.is_none())
+                    && symbols.resolve(*address).is_none_or(|found| matches!(found.module, None | Some("bpf")))
                     && !self.in_image(*address)
             })
         });
