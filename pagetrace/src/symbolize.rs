@@ -43,7 +43,7 @@ const TRACING: [&str; 11] = [
 /// Whether this is the name of a program of the BPF object: `bpf_prog_`, a tag, and a stem with a shim's prefix.
 fn is_own_program(name: &str) -> bool {
     let stem = name.strip_prefix("bpf_prog_").and_then(|rest| rest.split_once('_')).map_or("", |(_tag, stem)| stem);
-    ["fe_", "fx_", "kp_", "kr_", "tb_", "tr_"].iter().any(|prefix| stem.starts_with(prefix))
+    ["bp_", "fe_", "fx_", "it_", "kp_", "kr_", "tb_", "tr_"].iter().any(|prefix| stem.starts_with(prefix))
 }
 
 /// Most names that a recording's table takes: a damaged file must not fill the memory.
@@ -207,11 +207,14 @@ mod tests {
 
     #[test]
     fn a_program_of_ours_is_never_named_below_the_traced_function() {
-        let table =
-            "ffffffff81000100 T down_read\nffffffff81000400 T _etext\nffffffffc0000000 t bpf_prog_1f_tb_x\t[bpf]\n";
-        let symbolizer = Symbolizer::new(PathBuf::new()).with(Some(Kallsyms::parse(table.to_owned())));
-        let frames: Vec<String> =
-            symbolizer.frames(&[0xffff_ffff_8100_0110, 0xffff_ffff_c000_0330]).iter().map(Frame::text).collect();
-        assert_eq!(frames, ["down_read+0x10", "0xffffffffc0000330 [bpf]"]);
+        for ours in ["tb_x", "bp_access", "it_locked"] {
+            let table =
+                "ffffffff81000100 T down_read\nffffffff81000400 T _etext\nffffffffc0000000 t bpf_prog_1f_".to_owned();
+            let symbols = Kallsyms::parse(format!("{table}{ours}\t[bpf]\n"));
+            let symbolizer = Symbolizer::new(PathBuf::new()).with(Some(symbols));
+            let frames: Vec<String> =
+                symbolizer.frames(&[0xffff_ffff_8100_0110, 0xffff_ffff_c000_0330]).iter().map(Frame::text).collect();
+            assert_eq!(frames, ["down_read+0x10", "0xffffffffc0000330 [bpf]"], "{ours}");
+        }
     }
 }
