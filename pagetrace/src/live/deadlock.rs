@@ -1,7 +1,8 @@
 //! Finds tasks that wait for each other now.
 //!
 //! Reads /proc/PID/task/TID/stat and stack of tasks that are known to hold a lock and to want another, and of the threads
-//! beside them: neither needs a lock that may be stuck. A task is blocked when two looks in a row find it in a lock function.
+//! beside them: neither needs a lock that may be stuck. A task counts when two looks in a row find it blocked, in the fault
+//! handler or in its last call for a lock.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},

@@ -1,5 +1,6 @@
 //! Takes the programs that a run does not attach out of the object before it is loaded: all that are in it are relocated,
-//! and most of the time that a start takes would go into programs for other kernels and other commands.
+//! and that time would go into programs for other kernels and other commands. It is a small part of a start on real
+//! processors, where the kernel's verifier takes most, and a tenth of one in an emulated guest.
 
 use std::borrow::Cow;
 
