@@ -9,32 +9,11 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
-use pagetrace_ebpf::wire::{Header, counter, lock::MAX_HELD, seen::KEY_WORDS, setting, unwind::WINDOW_ROOM};
+use pagetrace_ebpf::wire::{Header, counter, lock::MAX_HELD, setting};
 
 use crate::kernel::{current, member};
 
-/// A held lock.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub(crate) struct Slot {
-    pub(crate) mm: u64,
-    pub(crate) since: u64,
-    pub(crate) flags: u32,
-    pub(crate) stack: i32,
-}
-
-/// A page walk that has not ended.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub(crate) struct OpenWalk {
-    pub(crate) since: u64,
-    pub(crate) mm: u64,
-    pub(crate) start: u64,
-    pub(crate) end: u64,
-    pub(crate) ops: u64,
-    pub(crate) function: u32,
-    pub(crate) depth: u32,
-}
+pub(crate) use pagetrace_ebpf::wire::task::{OpenWalk, Slot, Task};
 
 /// Bits of [`Task::flags`].
 pub(crate) mod flag {
@@ -48,34 +27,6 @@ pub(crate) mod flag {
     pub(crate) const FAULTING: u32 = 1 << 3;
     /// The stream of a recording has said who this task is.
     pub(crate) const TOLD: u32 = 1 << 4;
-}
-
-/// All that is known of a task.
-#[repr(C)]
-pub(crate) struct Task {
-    pub(crate) depth: u32,
-    pub(crate) overflow: u32,
-    pub(crate) kernel_faults: u32,
-    pub(crate) flags: u32,
-    /// Whose lock the event at hand is about.
-    pub(crate) mm: u64,
-    pub(crate) pending_address: u64,
-    pub(crate) pending_ip: u64,
-    pub(crate) pending_error: u64,
-    pub(crate) wait_mm: u64,
-    pub(crate) wait_since: u64,
-    pub(crate) fault_since: u64,
-    pub(crate) fault_address: u64,
-    pub(crate) fault_ip: u64,
-    pub(crate) fault_mm: u64,
-    pub(crate) fault_flags: u32,
-    pub(crate) fault_mode: u32,
-    pub(crate) walks: [OpenWalk; 2],
-    pub(crate) slots: [Slot; MAX_HELD],
-    /// Key of the violation that is being told.
-    pub(crate) seen_key: [u64; KEY_WORDS],
-    /// Words of its stack, while they are compared.
-    pub(crate) window: [u64; WINDOW_ROOM],
 }
 
 #[map]

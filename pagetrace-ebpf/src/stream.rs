@@ -257,6 +257,13 @@ pub(crate) fn returned(task: &mut Task, mm: u64, flags: u32, acquired: bool) {
     emit_lock(mm, if acquired { op::RETURNED_OK } else { op::RETURNED_FAIL }, mode, -1);
 }
 
+/// An attempt ended whose return was missed.
+#[inline(always)]
+pub(crate) fn settled(task: &mut Task, mm: u64, flags: u32, operation: u32) {
+    tell_task(task);
+    emit_lock(mm, operation, flags & (held::READ | held::WRITE | held::TRY), -1);
+}
+
 /// A lock is released.
 #[inline(always)]
 pub(crate) fn release(mm: u64, mode: u32) {

@@ -18,6 +18,7 @@ use pagetrace_ebpf::wire::{
 
 use super::{
     order,
+    settle::settle,
     violation::{Access, emit, wanted},
 };
 use crate::{
@@ -212,6 +213,7 @@ fn judge(ctx: &impl EbpfContext, ip: u64, address: u64, direction: Direction) {
     if let Some(task) = task()
         && holds(task)
     {
+        settle(task);
         emit(ctx, task, &access);
     }
 }

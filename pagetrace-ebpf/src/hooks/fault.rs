@@ -9,6 +9,7 @@ use pagetrace_ebpf::wire::{
 
 use super::{
     before,
+    settle::settle,
     violation::{Access, emit, emit_vma, wanted},
 };
 use crate::{
@@ -101,6 +102,9 @@ fn stream_handler(mm: u64, address: u64, regs: u64, user: bool) {
 pub(crate) fn on_handler_locks(ctx: &impl EbpfContext, mm: u64, address: u64, regs: u64) {
     let Some(cs) = member::<u64>(regs, setting::REGS_CS) else { return count(counter::READ_FAILED) };
     let user = cs & CPL_MASK != 0;
+    if !user && let Some(task) = task() {
+        settle(task);
+    }
     if stream::on() {
         stream_handler(mm, address, regs, user);
     }

@@ -14,6 +14,7 @@ use pagetrace_ebpf::wire::{
 
 use super::{
     lock::given_away,
+    settle::settle,
     violation::{Access, OWNER_FLAGS, READER_SHIFT, WRITER_LOCKED, emit, sem_word},
 };
 use crate::{
@@ -29,6 +30,7 @@ pub(crate) fn on_user_boundary(ctx: &impl EbpfContext) {
     if !holds(task) {
         return;
     }
+    settle(task);
     let access = Access { mm: current_mm(), address: 0, ip: 0, error: 0, flags: violation::LEAKED, own_readers: 0 };
     emit(ctx, task, &access);
 }

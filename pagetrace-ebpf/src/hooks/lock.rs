@@ -13,7 +13,7 @@ use pagetrace_ebpf::wire::{
     stream::op,
 };
 
-use super::violation;
+use super::{settle::settle, violation};
 use crate::{
     kernel::{current_mm, describe_mm, predates_tracing, setting},
     stacks::{Probed, stack_id},
@@ -77,6 +77,7 @@ pub(crate) fn on_outcome(ctx: &impl Probed, mm: u64, flags: u32, acquired: bool)
     };
     let Some(task) = known else { return };
     let mm = untyped(task, mm);
+    settle(task);
     let op = if acquired { op::ACQUIRED } else { op::FAILED };
     let told = stream::lock(task, mm, op, flags);
     confirm(ctx, task, mm, flags, acquired);
@@ -94,16 +95,9 @@ pub(crate) fn on_attempt(ctx: &impl Probed, mm: u64, flags: u32) {
         return;
     }
     let Some(task) = task_or_new() else { return };
+    settle(task);
     let told = stream::lock(task, mm, op::ATTEMPT, flags);
     confirm(ctx, task, mm, flags, false);
-    if task.depth != 0 {
-        let top = task.depth - 1;
-        let last = slot(task, top);
-        if last.flags & held::TENTATIVE != 0 {
-            last.flags = last.flags & !held::TENTATIVE | held::UNSURE;
-            count(counter::RETURN_MISSED);
-        }
-    }
     push(ctx, task, mm, flags | held::TENTATIVE | told.streamed);
     stream::locked(task, mm, op::ATTEMPT, flags, told);
 }

@@ -7,6 +7,7 @@ pub(crate) mod leak;
 pub(crate) mod lock;
 pub(crate) mod order;
 mod seen;
+pub(crate) mod settle;
 pub(crate) mod task;
 mod violation;
 pub(crate) mod walk;

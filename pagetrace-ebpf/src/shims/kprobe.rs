@@ -42,7 +42,7 @@ macro_rules! acquire {
 acquire! {
     kp_down_read, true, held::READ;
     kp_down_write, true, held::WRITE;
-    kp_down_read_interruptible, false, held::READ;
+    kp_down_read_interruptible, false, held::READ | held::ANY_SIGNAL;
     kp_down_read_killable, false, held::READ;
     kp_down_write_killable, false, held::WRITE;
     kp_down_read_trylock, false, held::READ | held::TRY;

@@ -61,4 +61,6 @@ counters! {
     ORDER_RETURN_MISSED = 23, "order_return_missed";
     /// A hold was over by the lock's own words although its release was not seen.
     ORDER_STALE_HOLD = 24, "order_stale_hold";
+    /// The return of a lock function was not seen, and the lock's words told what it came to.
+    RETURN_SETTLED = 25, "return_settled";
 }

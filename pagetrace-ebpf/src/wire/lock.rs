@@ -28,6 +28,8 @@ pub mod held {
     pub const STREAMED: u32 = 1 << 7;
     /// Nobody saw it being acquired: the lock's own word names the task as its writer.
     pub const BEFORE: u32 = 1 << 8;
+    /// The wait for it can be ended by any signal, not only by a fatal one.
+    pub const ANY_SIGNAL: u32 = 1 << 9;
 }
 
 wire! {

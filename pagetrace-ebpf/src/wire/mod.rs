@@ -11,6 +11,7 @@ pub mod order;
 pub mod seen;
 pub mod setting;
 pub mod stream;
+pub mod task;
 pub mod unwind;
 pub mod walk;
 

@@ -37,6 +37,8 @@ settings! {
     TASK_START,
     /// `task_struct.pagefault_disabled`.
     TASK_NOFAULT,
+    /// `task_struct.pending.signal`: the first signals, as bits.
+    TASK_PENDING,
     /// `mm_struct.mmap_lock`.
     MM_LOCK,
     /// `mm_struct.owner`.

@@ -37,6 +37,10 @@ pub mod op {
     pub const RELEASE: u32 = 7;
     /// A writer becomes a reader.
     pub const DOWNGRADE: u32 = 8;
+    /// The attempt's return was missed, and the lock is held as of the attempt.
+    pub const SETTLED: u32 = 9;
+    /// The attempt's return was missed, and whether the lock is held is unknown.
+    pub const UNSETTLED: u32 = 10;
 }
 
 /// Bits of the `flags` of stream records, above those of [`super::lock::held`].

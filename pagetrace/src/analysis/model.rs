@@ -344,6 +344,11 @@ impl Task {
                     (last.open, last.since) = (false, place);
                 }
             }
+            op::SETTLED | op::UNSETTLED => {
+                if let Some(last) = self.holds.last_mut().filter(|last| last.open) {
+                    (last.open, last.unsure) = (false, lock.op == op::UNSETTLED);
+                }
+            }
             op::RETURNED_FAIL => drop(self.holds.pop_if(|last| last.open)),
             op::DOWNGRADE => match self.holds.iter_mut().rfind(|hold| hold.mm == lock.mm) {
                 Some(hold) => hold.write = false,

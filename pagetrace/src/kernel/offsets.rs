@@ -70,6 +70,8 @@ layout! {
             start_time = ["start_time", "start_boottime"],
             /// Start in the clock that counts suspend too.
             start_boottime = ["start_boottime", "real_start_time"],
+            /// Signals pending for this thread, the first 64 as bits.
+            pending = ["pending.signal"],
             /// Run state; `state` (a long) before 5.14, `__state` (an int) since.
             state = ["__state", "state"],
         }

@@ -2,7 +2,7 @@
 //!
 //! Reads /proc/PID/task/TID/stat and stack of tasks that are known to hold a lock and to want another, and of the threads
 //! beside them: neither needs a lock that may be stuck. A task counts when two looks in a row find it blocked, in the fault
-//! handler or in its last call for a lock.
+//! handler or in its last call for a lock, and holding what it held.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -14,6 +14,7 @@ use pagetrace_ebpf::wire::{
     fault::Violation,
     lock::held,
     order::{OVER, OrderSlot, OrderTask, class, how},
+    task::Slot,
 };
 
 use super::{hang::shows_lock_wait, workload::targets::Stat};
@@ -58,11 +59,28 @@ struct Candidate {
     looks: u32,
 }
 
+/// A task that faulted while it held mmap locks.
+#[derive(Debug, Clone)]
+struct Faulting {
+    /// Address of its `task_struct`.
+    address: u64,
+    /// What it held: whose lock, and since when, nanoseconds of `CLOCK_MONOTONIC`.
+    held: Vec<(u64, u64)>,
+    candidate: Candidate,
+}
+
+impl Faulting {
+    /// Whether the task holds what it held as it faulted. Otherwise it has come back: the next fault is another matter.
+    fn holds_on(&self, now: &[Slot]) -> bool {
+        self.held.iter().all(|(mm, since)| now.iter().any(|slot| slot.mm == *mm && slot.since == *since))
+    }
+}
+
 /// Watches.
 pub(super) struct Watch {
     proc: PathBuf,
     /// Tasks whose fault wants an mmap lock while they hold one, by process and thread.
-    faulting: HashMap<(u32, u32), Candidate>,
+    faulting: HashMap<(u32, u32), Faulting>,
     /// Tasks that wait for a lock of the order, and the moment that tells this wait from others.
     ordered: HashMap<(u32, u32), (u64, Candidate)>,
     told: HashSet<BTreeSet<u32>>,
@@ -97,7 +115,15 @@ impl Watch {
         };
         let holds = holds.into_iter().map(|lock| of(&lock.mm, lock.mode, lock.stack)).collect();
         let wants = of(&wants, LockMode::Read, Vec::new());
-        self.faulting.insert((task.pid, task.tid), Candidate { task, holds, wants, looks: 0 });
+        let used = violation.held.iter().take(violation.held_len as usize);
+        self.faulting.insert(
+            (task.pid, task.tid),
+            Faulting {
+                address: violation.header.task,
+                held: used.map(|lock| (lock.owner.mm, lock.since)).collect(),
+                candidate: Candidate { task, holds, wants, looks: 0 },
+            },
+        );
     }
 
     /// Takes over what the order's map says now.
@@ -123,17 +149,13 @@ impl Watch {
         self.ordered = next;
     }
 
-    /// Deadlocks that were not told before.
-    pub(super) fn look(&mut self, names: &mut Symbolizer) -> Vec<ReportedDeadlock> {
+    /// Deadlocks that were not told before. `holds` tells the mmap locks that the task at an address holds now.
+    pub(super) fn look(&mut self, names: &mut Symbolizer, holds: &dyn Fn(u64) -> Vec<Slot>) -> Vec<ReportedDeadlock> {
         let proc = self.proc.clone();
-        self.faulting.retain(|_, it| match faults(&proc, it.task.pid, it.task.tid) {
-            // It has come back: the next fault is another matter.
-            None => false,
-            Some(_) => {
-                it.looks += 1;
-                true
-            }
-        });
+        self.faulting.retain(|_, it| it.holds_on(&holds(it.address)));
+        for Faulting { candidate: it, .. } in self.faulting.values_mut() {
+            it.looks = if faults(&proc, it.task.pid, it.task.tid) { it.looks + 1 } else { 0 };
+        }
         for (_, it) in self.ordered.values_mut() {
             let inside = blocked(&proc, it.task.pid, it.task.tid).is_some_and(|stack| is_inside(it, &stack, names));
             it.looks = if inside { it.looks + 1 } else { 0 };
@@ -144,6 +166,7 @@ impl Watch {
         let faulting = self
             .faulting
             .iter()
+            .map(|(key, it)| (key, &it.candidate))
             .filter(|(key, it)| it.looks >= LOOKS && !blocked.iter().any(|of| (of.task.pid, of.task.tid) == **key));
         blocked.extend(faulting.map(|(_, it)| it).collect::<Vec<_>>());
         let facts: Vec<Blocked> = blocked.iter().map(|it| facts(it)).collect();
@@ -233,9 +256,9 @@ fn is_inside(it: &Candidate, now: &[String], names: &mut Symbolizer) -> bool {
         && now.iter().rev().zip(then.iter().rev()).all(|(now, then)| now == then)
 }
 
-/// The stack of a task that waits for a lock in the fault handler; `None` when it does not, or is gone.
-fn faults(proc: &Path, pid: u32, tid: u32) -> Option<Vec<String>> {
-    blocked(proc, pid, tid).filter(|stack| shows_lock_wait(&stack.join("\n")))
+/// Whether a task waits for a lock in the fault handler.
+fn faults(proc: &Path, pid: u32, tid: u32) -> bool {
+    blocked(proc, pid, tid).is_some_and(|stack| shows_lock_wait(&stack.join("\n")))
 }
 
 /// The stack of a task that waits uninterruptibly, or until it is killed; `None` when it does not, or is gone. The kernel
@@ -300,6 +323,15 @@ mod tests {
         Candidate { task, holds: vec![lock(holds)], wants: lock(LockMode::Read), looks: 0 }
     }
 
+    fn faulting(tid: u32, holds: LockMode) -> Faulting {
+        Faulting { address: 1, held: vec![(1, 50)], candidate: candidate(tid, holds) }
+    }
+
+    /// What a task holds of the one lock, since then.
+    fn since(since: u64) -> impl Fn(u64) -> Vec<Slot> {
+        move |_task| vec![Slot { mm: 1, since, ..Slot::default() }]
+    }
+
     fn names() -> Symbolizer {
         Symbolizer::recorded()
     }
@@ -311,13 +343,13 @@ mod tests {
         task(dir.path(), 9, 'D', "[<0>] vm_mmap_pgoff+0xb7/0x1c0\n[<0>] do_syscall_64+0x87/0x180\n");
         task(dir.path(), 10, 'S', "");
         let mut watch = Watch::new(dir.path().to_owned());
-        watch.faulting.insert((7, 8), candidate(8, LockMode::Write));
-        assert!(watch.look(&mut names()).is_empty(), "one look is none");
-        let found = watch.look(&mut names());
+        watch.faulting.insert((7, 8), faulting(8, LockMode::Write));
+        assert!(watch.look(&mut names(), &since(50)).is_empty(), "one look is none");
+        let found = watch.look(&mut names(), &since(50));
         let [deadlock] = found.as_slice() else { panic!("{found:?}") };
         assert_eq!(deadlock.tasks[0].waits_at[3], "ptf_touch+0x7 [pagetrace_fixture]");
         assert_eq!(deadlock.beside.iter().map(|it| it.tid).collect::<Vec<_>>(), [9]);
-        assert!(watch.look(&mut names()).is_empty(), "told once");
+        assert!(watch.look(&mut names(), &since(50)).is_empty(), "told once");
     }
 
     #[test]
@@ -332,16 +364,28 @@ mod tests {
     }
 
     #[test]
+    fn a_task_that_has_not_gone_to_sleep_yet_is_looked_at_again() {
+        let dir = tempfile::tempdir().unwrap();
+        task(dir.path(), 8, 'R', "");
+        let mut watch = Watch::new(dir.path().to_owned());
+        watch.faulting.insert((7, 8), faulting(8, LockMode::Read));
+        assert!(watch.look(&mut names(), &since(50)).is_empty());
+        task(dir.path(), 8, 'D', FAULT);
+        assert!(watch.look(&mut names(), &since(50)).is_empty());
+        assert_eq!(watch.look(&mut names(), &since(50)).len(), 1);
+    }
+
+    #[test]
     fn a_task_that_comes_back_is_forgotten() {
         let dir = tempfile::tempdir().unwrap();
         task(dir.path(), 8, 'D', FAULT);
         let mut watch = Watch::new(dir.path().to_owned());
-        watch.faulting.insert((7, 8), candidate(8, LockMode::Read));
-        assert!(watch.look(&mut names()).is_empty());
-        task(dir.path(), 8, 'R', "");
-        assert!(watch.look(&mut names()).is_empty());
-        task(dir.path(), 8, 'D', FAULT);
-        assert!(watch.look(&mut names()).is_empty());
+        watch.faulting.insert((7, 8), faulting(8, LockMode::Read));
+        assert!(watch.look(&mut names(), &since(50)).is_empty());
+        assert!(watch.look(&mut names(), &since(51)).is_empty(), "it has taken the lock anew meanwhile");
         assert!(watch.faulting.is_empty());
+        watch.faulting.insert((7, 8), faulting(8, LockMode::Read));
+        assert!(watch.look(&mut names(), &|_task| Vec::new()).is_empty());
+        assert!(watch.faulting.is_empty(), "it holds nothing");
     }
 }

@@ -11,7 +11,11 @@ use aya::{
     maps::{Array, HashMap, MapData, MapError, PerCpuArray, RingBuf, StackTraceMap},
     programs::{BtfTracePoint, FEntry, FExit, KProbe, PerfEvent, Program, ProgramError, RawTracePoint},
 };
-use pagetrace_ebpf::wire::{Wire as _, counter, kind, order, seen, setting, unwind};
+use pagetrace_ebpf::wire::{
+    Wire as _, counter, kind, order, seen, setting,
+    task::{self, Slot, Task},
+    unwind,
+};
 use tokio::io::unix::AsyncFd;
 
 use only::only;
@@ -75,6 +79,7 @@ pub struct Attached {
     seen: HashMap<MapData, [u64; seen::KEY_WORDS], [u64; seen::VALUE_WORDS]>,
     edges: HashMap<MapData, [u64; order::KEY_WORDS], [u64; order::VALUE_WORDS]>,
     order_tasks: HashMap<MapData, u64, [u64; order::TASK_WORDS]>,
+    tasks: HashMap<MapData, u64, [u64; task::WORDS]>,
     /// Each once, in the order of attaching.
     programs: Vec<String>,
     learner: Learner,
@@ -174,6 +179,7 @@ pub fn attach(
         seen: HashMap::try_from(map(&mut bpf, "SEEN")?)?,
         edges: HashMap::try_from(map(&mut bpf, "ORDER_EDGES")?)?,
         order_tasks: HashMap::try_from(map(&mut bpf, "ORDER_TASKS")?)?,
+        tasks: HashMap::try_from(map(&mut bpf, "TASKS")?)?,
         programs,
         learner: symbols.map(Learner::new).unwrap_or_default(),
         distances,
@@ -375,6 +381,15 @@ impl Attached {
             }
         }
         Ok(out)
+    }
+
+    /// The mmap locks that the task with this `task_struct` holds now; a lock whose function was entered and has not
+    /// returned can be among them.
+    pub fn holds(&self, task: u64) -> Vec<Slot> {
+        // A task that holds nothing may have no state.
+        let Ok(words) = self.tasks.get(&task, 0) else { return Vec::new() };
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        Task::decode(&bytes).map(|task| task.held().to_vec()).unwrap_or_default()
     }
 
     /// The sleeping locks that tasks hold and want now, as far as the lock order follows them.

@@ -121,6 +121,7 @@ pub fn settings(btf: &Btf, kallsyms: Option<&Kallsyms>, offsets: &Offsets, plan:
         out.set(slot, u64::from(offset));
     }
     out.set_if(setting::TASK_START, task.start_time.map(u64::from))
+        .set_if(setting::TASK_PENDING, task.pending.map(u64::from))
         .set_if(setting::MM_OWNER, mm.owner.map(u64::from))
         .set_if(setting::SEM_OWNER, rwsem.owner.map(u64::from))
         .set_if(setting::REGS_CS, regs.cs.map(u64::from))

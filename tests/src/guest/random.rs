@@ -1,4 +1,5 @@
-//! Random schedules: as many violations are found as the module made, no more and no less, whatever the attach type.
+//! Random schedules: as many violations are found as the module made, no more and no less, whatever the attach type. And
+//! the same when the kernel has no room to see a lock function return.
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -7,7 +8,7 @@ use super::{
     report::{self, list, text},
     tool::{Tool, tail},
 };
-use crate::fixture::random::COMM;
+use crate::fixture::{cases, crowd, random::COMM};
 
 /// Schedules in each process.
 const CALLS: &str = "40";
@@ -16,6 +17,9 @@ const CALLS: &str = "40";
 pub fn run(tool: &Tool, ways: &[&str], tally: &mut Tally) {
     for attach in ways {
         tally.case(&format!("random/{attach}"), || random(tool, attach));
+    }
+    if ways.contains(&"kprobe") {
+        tally.case("random/crowded", || crowded(tool));
     }
 }
 
@@ -32,12 +36,28 @@ fn random(tool: &Tool, attach: &str) -> Result<()> {
     let stranger = findings.iter().find(|it| text(&it["class"]) != "fault-under-lock" || report::comm(it) != COMM);
     ensure!(stranger.is_none(), "a finding about something else: {stranger:?}");
     let found = findings.iter().map(|it| it["count"].as_u64().context("a count")).sum::<Result<u64>>()?;
-    let skipped = report::loss(&report, "recursion_misses");
-    // What the kernel skipped on a preemptible kernel is told, and then fewer may be found, never more.
-    ensure!(
-        found == made || (attach != "kprobe" && skipped > 0 && found < made),
-        "{made} violations were made, {found} found; {}",
-        report["loss"]
-    );
+    // What the kernel skipped, and what cannot be known, is told, and then fewer may be found, never more.
+    let (skipped, unsure) = (report::loss(&report, "recursion_misses"), report::loss(&report, "uncertain_violation"));
+    let told = match attach {
+        "kprobe" => found + unsure == made && report::loss(&report, "return_missed") > 0,
+        _ => skipped > 0 && found < made,
+    };
+    ensure!(found == made || told, "{made} violations were made, {found} found; {}", report["loss"]);
+    Ok(())
+}
+
+/// With no room left, a return is missed each time; a lock that can only be held by then counts as held.
+fn crowded(tool: &Tool) -> Result<()> {
+    const TIMES: u64 = 3;
+    let ended = tool.run(tool.check(&["--attach", "kprobe"], &["crowded", &TIMES.to_string()]))?;
+    ensure!(ended.log.contains("crowded: ok"), "not exercised: {}", tail(&ended.log));
+    let report = report::parse(&ended.stdout)?;
+    ensure!(report::loss(&report, "return_settled") >= TIMES, "no return was missed: {}", report["loss"]);
+    ensure!(report::loss(&report, "return_missed") == 0, "locks are unsure: {}", report["loss"]);
+    let comm = cases::comm_of(crowd::CASE);
+    let found = list(&report["findings"]).iter().filter(|finding| report::comm(finding) == comm);
+    let times: u64 = found.filter_map(|finding| finding["count"].as_u64()).sum();
+    ensure!(times == TIMES, "it was found {times} times, not {TIMES}; {}", report["loss"]);
+    ensure!(ended.status.code() == Some(1), "ended with {}: {}", ended.status, tail(&ended.stderr));
     Ok(())
 }

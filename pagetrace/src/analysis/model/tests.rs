@@ -160,6 +160,18 @@ fn locks_there_is_no_room_for_are_counted_until_released() {
 }
 
 #[test]
+fn a_missed_return_is_made_up_for_or_leaves_the_lock_unsure() {
+    for (settled, found) in [(op::SETTLED, Some(true)), (op::UNSETTLED, Some(false)), (op::RETURNED_FAIL, None)] {
+        let mut model = Model::new(Rules::default());
+        for op in [op::ATTEMPT, settled] {
+            model.take(&Record::Lock(Lock { mm: 7, op, flags: held::READ, ..Lock::default() }));
+        }
+        model.take(&Record::Handler(Handler { mm: 9, flags: seen::WANTED, ..Handler::default() }));
+        assert_eq!(model.finish().first().map(|found| found.certain), found);
+    }
+}
+
+#[test]
 fn a_lock_older_than_the_tracing_is_unknown_and_its_release_says_so() {
     let mut model = Model::new(Rules { attached_at: 1000, ..Rules::default() });
     for (task, start) in [(1, 500), (2, 1500)] {

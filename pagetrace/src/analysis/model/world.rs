@@ -162,7 +162,13 @@ impl World {
             (Attach::Functions, true) => {
                 self.lock_event(actor, mm, op::ATTEMPT, mode);
                 self.clock += 1;
-                self.lock_event(actor, mm, if had { op::RETURNED_OK } else { op::RETURNED_FAIL }, mode);
+                // A return that is missed is made up for when it matters.
+                let ended = match (had, self.dice.one_in(8)) {
+                    (true, true) => op::SETTLED,
+                    (true, false) => op::RETURNED_OK,
+                    (false, _) => op::RETURNED_FAIL,
+                };
+                self.lock_event(actor, mm, ended, mode);
             }
             _ => self.lock_event(actor, mm, if had { op::ACQUIRED } else { op::FAILED }, mode & !held::TRY),
         }

@@ -19,7 +19,7 @@ impl Session<'_> {
             let stacks = LiveStacks::new(&self.attached, self.facts.kallsyms.as_ref().ok(), &self.modules);
             self.standing.ordered(&self.attached.order_tasks(), monotonic_ns(), &stacks);
         }
-        for found in self.standing.look(&mut self.names) {
+        for found in self.standing.look(&mut self.names, &|task| self.attached.holds(task)) {
             observer.note(&format!("deadlock: {}", found.summary));
             for task in &found.tasks {
                 self.watch.suspect_in_deadlock(Suspect { pid: task.pid, tid: task.tid });

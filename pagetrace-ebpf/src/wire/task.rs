@@ -1,0 +1,93 @@
+//! What the kernel side knows of a task: the values of the map `TASKS`, which userspace reads to see what is held now.
+
+use super::{codec::wire, lock::MAX_HELD, seen::KEY_WORDS, unwind::WINDOW_ROOM};
+
+wire! {
+    /// A held lock.
+    pub struct Slot {
+        /// Whose lock.
+        pub mm: u64,
+        /// When it was acquired, nanoseconds of `CLOCK_MONOTONIC`.
+        pub since: u64,
+        /// Bits of [`super::lock::held`].
+        pub flags: u32,
+        /// Id of the acquiring stack, or a negative errno.
+        pub stack: i32,
+    }
+}
+
+wire! {
+    /// A page walk that has not ended.
+    pub struct OpenWalk {
+        /// When it began, nanoseconds of `CLOCK_MONOTONIC`.
+        pub since: u64,
+        /// The address space that is walked.
+        pub mm: u64,
+        /// First address.
+        pub start: u64,
+        /// First address after it.
+        pub end: u64,
+        /// The `mm_walk_ops`.
+        pub ops: u64,
+        /// One of [`super::walk::function`].
+        pub function: u32,
+        /// Walks within walks.
+        pub depth: u32,
+    }
+}
+
+wire! {
+    /// All that is known of a task.
+    pub struct Task {
+        /// Slots used.
+        pub depth: u32,
+        /// Locks held that found no slot.
+        pub overflow: u32,
+        /// Kernel-mode faults taken while it held nothing that is known.
+        pub kernel_faults: u32,
+        /// The kernel side's own.
+        pub flags: u32,
+        /// Whose lock the event at hand is about.
+        pub mm: u64,
+        /// Address of the exception whose lock attempt is waited for.
+        pub pending_address: u64,
+        /// Its instruction.
+        pub pending_ip: u64,
+        /// Its error code.
+        pub pending_error: u64,
+        /// Whose lock is waited for.
+        pub wait_mm: u64,
+        /// Since when, nanoseconds of `CLOCK_MONOTONIC`.
+        pub wait_since: u64,
+        /// When the fault that is handled began, nanoseconds of `CLOCK_MONOTONIC`.
+        pub fault_since: u64,
+        /// Its address.
+        pub fault_address: u64,
+        /// Its instruction.
+        pub fault_ip: u64,
+        /// Its address space.
+        pub fault_mm: u64,
+        /// Its `FAULT_FLAG_*` bits.
+        pub fault_flags: u32,
+        /// One of [`super::fault::mode`].
+        pub fault_mode: u32,
+        /// Walks that have not ended, outermost first.
+        pub walks: [OpenWalk; 2],
+        /// Locks held, outermost first.
+        pub slots: [Slot; MAX_HELD],
+        /// Key of the violation that is being told.
+        pub seen_key: [u64; KEY_WORDS],
+        /// Words of its stack, while they are compared.
+        pub window: [u64; WINDOW_ROOM],
+    }
+}
+
+impl Task {
+    /// The locks held.
+    pub fn held(&self) -> &[Slot] {
+        self.slots.get(..self.depth as usize).unwrap_or_default()
+    }
+}
+
+/// 64-bit words of a [`Task`].
+pub const WORDS: usize = size_of::<Task>() / 8;
