@@ -392,12 +392,13 @@ pub fn severity_of(record: &Violation) -> Severity {
     certain(record).iter().map(|lock| severity(lock, record)).max().unwrap_or(Severity::CrossMm)
 }
 
-/// What the task of a fault holds for certain, and the address space whose lock its fault wants; `None` for what wants none.
-pub fn suspected(record: &Violation, stacks: &dyn Stacks) -> Option<(TaskId, Vec<HeldLock>, MmId)> {
+/// What the task of a fault holds for certain, as recorded and as shown, and the address space whose lock its fault wants;
+/// `None` for what wants none.
+pub fn suspected(record: &Violation, stacks: &dyn Stacks) -> Option<(TaskId, Vec<(Held, HeldLock)>, MmId)> {
     if record.flags & (violation::LATENT | violation::LEAKED) != 0 {
         return None;
     }
-    let holds: Vec<HeldLock> = certain(record).iter().map(|lock| held_lock(lock, record, stacks)).collect();
+    let holds: Vec<_> = certain(record).into_iter().map(|lock| (*lock, held_lock(lock, record, stacks))).collect();
     (!holds.is_empty()).then(|| (task_of(record), holds, mm_id(&record.mm)))
 }
 

@@ -59,28 +59,64 @@ struct Candidate {
     looks: u32,
 }
 
+/// An mmap lock that a task held as it faulted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Held {
+    mm: u64,
+    /// Since when, nanoseconds of `CLOCK_MONOTONIC`.
+    since: u64,
+    write: bool,
+    /// Id of the acquiring stack, or a negative errno.
+    stack: i32,
+}
+
+impl Held {
+    /// Whether this is the same hold, or another one of the same place: a violation that repeats is not recorded again.
+    fn is_like(&self, slot: &Slot) -> bool {
+        let same = slot.mm == self.mm && slot.since == self.since;
+        let again = self.stack >= 0
+            && slot.stack == self.stack
+            && self.write == (slot.flags & held::WRITE != 0)
+            && slot.flags & (held::TENTATIVE | held::UNSURE) == 0;
+        same || again
+    }
+}
+
 /// A task that faulted while it held mmap locks.
 #[derive(Debug, Clone)]
 struct Faulting {
     /// Address of its `task_struct`.
     address: u64,
-    /// What it held: whose lock, and since when, nanoseconds of `CLOCK_MONOTONIC`.
-    held: Vec<(u64, u64)>,
+    /// What it held, as the holds of the candidate are ordered.
+    held: Vec<Held>,
     candidate: Candidate,
 }
 
 impl Faulting {
-    /// Whether the task holds what it held as it faulted. Otherwise it has come back: the next fault is another matter.
-    fn holds_on(&self, now: &[Slot]) -> bool {
-        self.held.iter().all(|(mm, since)| now.iter().any(|slot| slot.mm == *mm && slot.since == *since))
+    /// Takes over what the task holds now. Tells whether these are the very holds of the look before.
+    fn holds_on(&mut self, now: &[Slot]) -> bool {
+        let mut same = true;
+        for (was, shown) in self.held.iter_mut().zip(&mut self.candidate.holds) {
+            let Some(slot) = now.iter().find(|slot| was.is_like(slot)) else { return false };
+            same &= (slot.mm, slot.since) == (was.mm, was.since);
+            if slot.mm != was.mm {
+                shown.claim.lock = slot.mm;
+                shown.name = format!("mmap_lock of mm {:#x}", slot.mm);
+            }
+            (was.mm, was.since) = (slot.mm, slot.since);
+        }
+        same
     }
 }
+
+/// A task, by process and thread, and where it took what it held: the stacks, and whether for writing.
+type Place = (u32, u32, Vec<(i32, bool)>);
 
 /// Watches.
 pub(super) struct Watch {
     proc: PathBuf,
-    /// Tasks whose fault wants an mmap lock while they hold one, by process and thread.
-    faulting: HashMap<(u32, u32), Faulting>,
+    /// Tasks whose fault wanted an mmap lock while they held one.
+    faulting: HashMap<Place, Faulting>,
     /// Tasks that wait for a lock of the order, and the moment that tells this wait from others.
     ordered: HashMap<(u32, u32), (u64, Candidate)>,
     told: HashSet<BTreeSet<u32>>,
@@ -103,7 +139,17 @@ impl Watch {
     /// A task faulted while it held an mmap lock: it may not come back.
     pub(super) fn suspect(&mut self, violation: &Violation, stacks: &dyn Stacks) {
         let Some((task, holds, wants)) = suspected(violation, stacks) else { return };
-        if self.faulting.len() >= MOST {
+        let held: Vec<Held> = holds
+            .iter()
+            .map(|(lock, _)| Held {
+                mm: lock.owner.mm,
+                since: lock.since,
+                write: lock.flags & held::WRITE != 0,
+                stack: lock.stack_id,
+            })
+            .collect();
+        let place = (task.pid, task.tid, held.iter().map(|lock| (lock.stack, lock.write)).collect());
+        if self.faulting.len() >= MOST && !self.faulting.contains_key(&place) {
             return;
         }
         let of = |mm: &crate::analysis::MmId, mode, stack| Lock {
@@ -113,17 +159,10 @@ impl Watch {
             attempt: false,
             stack,
         };
-        let holds = holds.into_iter().map(|lock| of(&lock.mm, lock.mode, lock.stack)).collect();
+        let holds = holds.into_iter().map(|(_, lock)| of(&lock.mm, lock.mode, lock.stack)).collect();
         let wants = of(&wants, LockMode::Read, Vec::new());
-        let used = violation.held.iter().take(violation.held_len as usize);
-        self.faulting.insert(
-            (task.pid, task.tid),
-            Faulting {
-                address: violation.header.task,
-                held: used.map(|lock| (lock.owner.mm, lock.since)).collect(),
-                candidate: Candidate { task, holds, wants, looks: 0 },
-            },
-        );
+        let candidate = Candidate { task, holds, wants, looks: 0 };
+        self.faulting.insert(place, Faulting { address: violation.header.task, held, candidate });
     }
 
     /// Takes over what the order's map says now.
@@ -152,9 +191,12 @@ impl Watch {
     /// Deadlocks that were not told before. `holds` tells the mmap locks that the task at an address holds now.
     pub(super) fn look(&mut self, names: &mut Symbolizer, holds: &dyn Fn(u64) -> Vec<Slot>) -> Vec<ReportedDeadlock> {
         let proc = self.proc.clone();
-        self.faulting.retain(|_, it| it.holds_on(&holds(it.address)));
-        for Faulting { candidate: it, .. } in self.faulting.values_mut() {
-            it.looks = if faults(&proc, it.task.pid, it.task.tid) { it.looks + 1 } else { 0 };
+        // One that has come back may do the same again.
+        self.faulting.retain(|(pid, tid, _), _| exists(&proc, *pid, *tid));
+        for it in self.faulting.values_mut() {
+            let same = it.holds_on(&holds(it.address));
+            let it = &mut it.candidate;
+            it.looks = if same && faults(&proc, it.task.pid, it.task.tid) { it.looks + 1 } else { 0 };
         }
         for (_, it) in self.ordered.values_mut() {
             let inside = blocked(&proc, it.task.pid, it.task.tid).is_some_and(|stack| is_inside(it, &stack, names));
@@ -163,12 +205,11 @@ impl Watch {
         // The order knows more of a task than its fault does.
         let of_order = self.ordered.values().map(|(_, it)| it).filter(|it| it.looks >= LOOKS);
         let mut blocked: Vec<&Candidate> = of_order.collect();
-        let faulting = self
-            .faulting
-            .iter()
-            .map(|(key, it)| (key, &it.candidate))
-            .filter(|(key, it)| it.looks >= LOOKS && !blocked.iter().any(|of| (of.task.pid, of.task.tid) == **key));
-        blocked.extend(faulting.map(|(_, it)| it).collect::<Vec<_>>());
+        for Faulting { candidate: it, .. } in self.faulting.values().filter(|it| it.candidate.looks >= LOOKS) {
+            if !blocked.iter().any(|of| (of.task.pid, of.task.tid) == (it.task.pid, it.task.tid)) {
+                blocked.push(it);
+            }
+        }
         let facts: Vec<Blocked> = blocked.iter().map(|it| facts(it)).collect();
         let mut out = Vec::new();
         for cycle in standstills(&facts) {
@@ -256,6 +297,10 @@ fn is_inside(it: &Candidate, now: &[String], names: &mut Symbolizer) -> bool {
         && now.iter().rev().zip(then.iter().rev()).all(|(now, then)| now == then)
 }
 
+fn exists(proc: &Path, pid: u32, tid: u32) -> bool {
+    proc.join(pid.to_string()).join("task").join(tid.to_string()).exists()
+}
+
 /// Whether a task waits for a lock in the fault handler.
 fn faults(proc: &Path, pid: u32, tid: u32) -> bool {
     blocked(proc, pid, tid).is_some_and(|stack| shows_lock_wait(&stack.join("\n")))
@@ -323,8 +368,12 @@ mod tests {
         Candidate { task, holds: vec![lock(holds)], wants: lock(LockMode::Read), looks: 0 }
     }
 
-    fn faulting(tid: u32, holds: LockMode) -> Faulting {
-        Faulting { address: 1, held: vec![(1, 50)], candidate: candidate(tid, holds) }
+    fn watch(dir: &Path, tid: u32, mode: LockMode) -> Watch {
+        let mut watch = Watch::new(dir.to_owned());
+        let held = Held { mm: 1, since: 50, write: mode == LockMode::Write, stack: 3 };
+        let faulting = Faulting { address: 1, held: vec![held], candidate: candidate(tid, mode) };
+        watch.faulting.insert((7, tid, Vec::new()), faulting);
+        watch
     }
 
     /// What a task holds of the one lock, since then.
@@ -342,8 +391,7 @@ mod tests {
         task(dir.path(), 8, 'D', FAULT);
         task(dir.path(), 9, 'D', "[<0>] vm_mmap_pgoff+0xb7/0x1c0\n[<0>] do_syscall_64+0x87/0x180\n");
         task(dir.path(), 10, 'S', "");
-        let mut watch = Watch::new(dir.path().to_owned());
-        watch.faulting.insert((7, 8), faulting(8, LockMode::Write));
+        let mut watch = watch(dir.path(), 8, LockMode::Write);
         assert!(watch.look(&mut names(), &since(50)).is_empty(), "one look is none");
         let found = watch.look(&mut names(), &since(50));
         let [deadlock] = found.as_slice() else { panic!("{found:?}") };
@@ -367,8 +415,7 @@ mod tests {
     fn a_task_that_has_not_gone_to_sleep_yet_is_looked_at_again() {
         let dir = tempfile::tempdir().unwrap();
         task(dir.path(), 8, 'R', "");
-        let mut watch = Watch::new(dir.path().to_owned());
-        watch.faulting.insert((7, 8), faulting(8, LockMode::Read));
+        let mut watch = watch(dir.path(), 8, LockMode::Read);
         assert!(watch.look(&mut names(), &since(50)).is_empty());
         task(dir.path(), 8, 'D', FAULT);
         assert!(watch.look(&mut names(), &since(50)).is_empty());
@@ -376,16 +423,20 @@ mod tests {
     }
 
     #[test]
-    fn a_task_that_comes_back_is_forgotten() {
+    fn a_task_that_comes_back_may_do_the_same_again() {
         let dir = tempfile::tempdir().unwrap();
         task(dir.path(), 8, 'D', FAULT);
-        let mut watch = Watch::new(dir.path().to_owned());
-        watch.faulting.insert((7, 8), faulting(8, LockMode::Read));
+        let mut watch = watch(dir.path(), 8, LockMode::Read);
         assert!(watch.look(&mut names(), &since(50)).is_empty());
-        assert!(watch.look(&mut names(), &since(51)).is_empty(), "it has taken the lock anew meanwhile");
-        assert!(watch.faulting.is_empty());
-        watch.faulting.insert((7, 8), faulting(8, LockMode::Read));
-        assert!(watch.look(&mut names(), &|_task| Vec::new()).is_empty());
-        assert!(watch.faulting.is_empty(), "it holds nothing");
+        assert!(watch.look(&mut names(), &since(51)).is_empty(), "another hold, taken in another place");
+        assert!(watch.look(&mut names(), &since(51)).is_empty());
+        let repeats = |since| move |_task| vec![Slot { mm: 1, since, stack: 3, flags: held::READ }];
+        assert!(watch.look(&mut names(), &repeats(60)).is_empty(), "the same again, for the first time");
+        assert!(watch.look(&mut names(), &repeats(61)).is_empty(), "it has come back meanwhile");
+        assert!(watch.look(&mut names(), &repeats(61)).is_empty(), "one look is none");
+        assert_eq!(watch.look(&mut names(), &repeats(61)).len(), 1);
+        fs::remove_dir_all(dir.path().join("7")).unwrap();
+        watch.look(&mut names(), &repeats(61));
+        assert!(watch.faulting.is_empty(), "it has ended");
     }
 }
