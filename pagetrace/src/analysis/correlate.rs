@@ -392,14 +392,23 @@ pub fn severity_of(record: &Violation) -> Severity {
     certain(record).iter().map(|lock| severity(lock, record)).max().unwrap_or(Severity::CrossMm)
 }
 
-/// What the task of a fault holds for certain, as recorded and as shown, and the address space whose lock its fault wants;
-/// `None` for what wants none.
-pub fn suspected(record: &Violation, stacks: &dyn Stacks) -> Option<(TaskId, Vec<(Held, HeldLock)>, MmId)> {
+/// A task whose fault wants an mmap lock while it holds one.
+pub struct Suspected {
+    /// The task.
+    pub task: TaskId,
+    /// What it holds for certain, as recorded and as shown.
+    pub holds: Vec<(Held, HeldLock)>,
+    /// The address space whose lock its fault wants.
+    pub wants: MmId,
+}
+
+/// The task of a fault, if it holds something for certain; `None` for what wants no lock.
+pub fn suspected(record: &Violation, stacks: &dyn Stacks) -> Option<Suspected> {
     if record.flags & (violation::LATENT | violation::LEAKED) != 0 {
         return None;
     }
     let holds: Vec<_> = certain(record).into_iter().map(|lock| (*lock, held_lock(lock, record, stacks))).collect();
-    (!holds.is_empty()).then(|| (task_of(record), holds, mm_id(&record.mm)))
+    (!holds.is_empty()).then(|| Suspected { task: task_of(record), holds, wants: mm_id(&record.mm) })
 }
 
 fn severity(lock: &Held, record: &Violation) -> Severity {

@@ -20,7 +20,7 @@ use pagetrace_ebpf::wire::{
 use super::{hang::shows_lock_wait, workload::targets::Stat};
 use crate::{
     analysis::{
-        LockMode, Stacks, TaskId,
+        LockMode, Stacks, Suspected, TaskId,
         deadlock::{Blocked, Claim, standstills},
         suspected,
     },
@@ -138,7 +138,7 @@ impl Watch {
 
     /// A task faulted while it held an mmap lock: it may not come back.
     pub(super) fn suspect(&mut self, violation: &Violation, stacks: &dyn Stacks) {
-        let Some((task, holds, wants)) = suspected(violation, stacks) else { return };
+        let Some(Suspected { task, holds, wants }) = suspected(violation, stacks) else { return };
         let held: Vec<Held> = holds
             .iter()
             .map(|(lock, _)| Held {

@@ -11,18 +11,13 @@ use aya::{
     maps::{Array, HashMap, MapData, MapError, PerCpuArray, RingBuf, StackTraceMap},
     programs::{BtfTracePoint, FEntry, FExit, KProbe, PerfEvent, Program, ProgramError, RawTracePoint},
 };
-use pagetrace_ebpf::wire::{
-    Wire as _, counter, kind, order, seen, setting,
-    task::{self, Slot, Task},
-    unwind,
-};
+use pagetrace_ebpf::wire::{counter, kind, order, seen, setting, task, unwind};
 use tokio::io::unix::AsyncFd;
 
 use only::only;
 
 use super::{breakpoint, readiness::readable, settings::Settings, shortcut::Learner};
 use crate::{
-    analysis::Repeat,
     kernel::kallsyms::Kallsyms,
     plan::{Plan, Probe, ProgramType, Refusal, Stage},
 };
@@ -362,62 +357,6 @@ impl Attached {
         self.stacks.stack(id)
     }
 
-    /// Violations that were told once and seen again since.
-    ///
-    /// # Errors
-    /// When the map cannot be read.
-    pub fn repeats(&self) -> Result<Vec<Repeat>, AttachError> {
-        let mut out = Vec::new();
-        for entry in &self.seen {
-            let (key, value) = entry?;
-            let repeat = Repeat {
-                task: key[seen::KEY_TASK],
-                first: value[seen::VALUE_FIRST],
-                count: value[seen::VALUE_COUNT],
-                last: value[seen::VALUE_LAST],
-            };
-            if repeat.count != 0 {
-                out.push(repeat);
-            }
-        }
-        Ok(out)
-    }
-
-    /// The mmap locks that the task with this `task_struct` holds now; a lock whose function was entered and has not
-    /// returned can be among them.
-    pub fn holds(&self, task: u64) -> Vec<Slot> {
-        // A task that holds nothing may have no state.
-        let Ok(words) = self.tasks.get(&task, 0) else { return Vec::new() };
-        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-        Task::decode(&bytes).map(|task| task.held().to_vec()).unwrap_or_default()
-    }
-
-    /// The sleeping locks that tasks hold and want now, as far as the lock order follows them.
-    pub fn order_tasks(&self) -> Vec<order::OrderTask> {
-        let decode = |words: [u64; order::TASK_WORDS]| {
-            let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-            order::OrderTask::decode(&bytes)
-        };
-        // What ends meanwhile is left out.
-        self.order_tasks.iter().filter_map(|entry| decode(entry.ok()?.1)).filter(|task| task.depth > 1).collect()
-    }
-
-    /// How often the edges of the lock order were seen after they were told.
-    ///
-    /// # Errors
-    /// When the map cannot be read.
-    pub fn edge_counts(&self) -> Result<Vec<order::EdgeCount>, AttachError> {
-        let mut out = Vec::new();
-        for entry in &self.edges {
-            let (key, value) = entry?;
-            let (count, last) = (value[order::VALUE_COUNT], value[order::VALUE_LAST]);
-            if count != 0 {
-                out.push(order::EdgeCount { kind: kind::EDGE_COUNT, pad: 0, key, count, last });
-            }
-        }
-        Ok(out)
-    }
-
     /// The counters, each CPU by itself, and the events that the kernel skipped because a program of ours was
     /// running already.
     ///
@@ -507,3 +446,4 @@ mod iterate;
 #[cfg(test)]
 mod object;
 mod only;
+mod state;
