@@ -19,7 +19,7 @@ use only::only;
 use super::{breakpoint, readiness::readable, settings::Settings, shortcut::Learner};
 use crate::{
     kernel::kallsyms::Kallsyms,
-    plan::{Plan, Probe, ProgramType, Refusal, Stage},
+    plan::{Plan, Probe, ProgramType, Refusal, Stage, skipped},
 };
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pagetrace.bpf.o"));
@@ -75,6 +75,8 @@ pub struct Attached {
     edges: HashMap<MapData, [u64; order::KEY_WORDS], [u64; order::VALUE_WORDS]>,
     order_tasks: HashMap<MapData, u64, [u64; order::TASK_WORDS]>,
     tasks: HashMap<MapData, u64, [u64; task::WORDS]>,
+    /// What is attached for what.
+    plan: Plan,
     /// Each once, in the order of attaching.
     programs: Vec<String>,
     learner: Learner,
@@ -175,6 +177,7 @@ pub fn attach(
         edges: HashMap::try_from(map(&mut bpf, "ORDER_EDGES")?)?,
         order_tasks: HashMap::try_from(map(&mut bpf, "ORDER_TASKS")?)?,
         tasks: HashMap::try_from(map(&mut bpf, "TASKS")?)?,
+        plan: plan.clone(),
         programs,
         learner: symbols.map(Learner::new).unwrap_or_default(),
         distances,
@@ -368,17 +371,9 @@ impl Attached {
             let values = self.counters.get(&u32::try_from(index).unwrap_or(u32::MAX), 0)?;
             out.push((*name, values.iter().copied().collect()));
         }
-        let (mut skipped, mut late_frees) = (0, 0);
-        for name in &self.programs {
-            let misses = self.bpf.program(name).and_then(recursion_misses).unwrap_or(0);
-            if misses != 0 {
-                log::info!("the kernel skipped {name} {misses} times, it was running already on that CPU");
-            }
-            // A task whose end is missed holds nothing any more; its state only stays until the tracing ends.
-            if name.ends_with("sched_process_free") { late_frees += misses } else { skipped += misses }
-        }
-        out.push(("recursion_misses", vec![skipped]));
-        out.push(("task_end_missed", vec![late_frees]));
+        let misses = self.skipped();
+        let counters = skipped::counters(&self.plan, misses.iter().map(|(program, count)| (program.as_str(), *count)));
+        out.extend(counters.map(|(name, count)| (name, vec![count])));
         Ok(out)
     }
 

@@ -237,6 +237,10 @@ fn explain(plan: &mut EventPlan, preempts_programs: bool) {
         Event::FaultKind if plan.attach.is_none() => Some("whether a faulting access was a read or a write"),
         Event::FaultVma if plan.attach.is_none() => Some("the VMA that a faulting address lies in"),
         Event::UserBoundary if plan.attach.is_none() => Some("locks that a task takes along to user mode"),
+        Event::UserBoundary => Some(
+            "locks that an exception or interrupt takes along to user mode and another gives back before the task's next \
+             system call",
+        ),
         Event::PageFault if plan.attach.is_none() => Some("page faults"),
         Event::PageFault if tracepoints => {
             Some("the latency and the result of page faults, and faults taken by get_user_pages")

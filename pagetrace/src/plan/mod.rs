@@ -6,6 +6,7 @@
 mod access;
 mod choose;
 mod order;
+pub mod skipped;
 mod ways;
 
 use serde::{Deserialize, Serialize};

@@ -275,14 +275,8 @@ fn clean(tool: &Tool, attach: &str, fixtures: Fixtures) -> Result<()> {
 }
 
 fn clean_or_skipped(attach: &str, report: &Value, ended: &Ended) -> Result<()> {
-    // A kernel that preempts these programs skips events; that must be told, and must not accuse anybody. A release whose
-    // acquisition was skipped looks like that of a lock older than the tracing.
-    let reasons = report::list(&report["coverage"]["incomplete_because"]);
-    let of = |reason: &Value, counter: &str| reason.as_str().is_some_and(|text| text.starts_with(counter));
-    let skipped = reasons.iter().any(|reason| of(reason, "recursion_misses"));
-    let follows = |reason: &Value| of(reason, "recursion_misses") || of(reason, "fault_before_known");
-    if attach != "kprobe" && skipped && reasons.iter().all(follows) {
-        ensure!(report::list(&report["findings"]).is_empty(), "findings: {}", report["findings"]);
+    // Skipped events must be told, and must not accuse anybody.
+    if attach != "kprobe" && report::only_skipped(report) {
         ensure!(ended.status.code() == Some(4), "ended with {}, not 4", ended.status);
         return Ok(());
     }

@@ -162,8 +162,8 @@ fn ordered(tool: &Tool, attach: Option<&str>, module: bool) -> Result<()> {
     let seen = list(&report["order"]["edges"]).iter().filter(mmap).count();
     ensure!(seen > 3, "only {seen} edges were seen around mmap_lock");
     let reasons = list(&report["coverage"]["incomplete_because"]);
-    let skipped = |it: &Value| text(it).starts_with("recursion_misses") || text(it).starts_with("fault_before_known");
-    ensure!(attach != Some("kprobe") && reasons.iter().all(skipped) || reasons.is_empty(), "incomplete: {reasons:?}");
+    let told = attach != Some("kprobe") && report::only_skipped(&report);
+    ensure!(told || reasons.is_empty(), "incomplete: {reasons:?}");
     Ok(())
 }
 

@@ -118,10 +118,18 @@ fn silent_without(tool: &Tool) -> Result<()> {
     report::is_clean(&report::parse(&ended.stdout)?)
 }
 
+/// With kprobes hardly anything is skipped, so a run in which nothing was must come soon.
 fn clean(tool: &Tool, fixtures: Fixtures) -> Result<()> {
-    let ended = tool.run(tool.check(&["--strict", "--attach", "kprobe"], &fixtures.clean()?))?;
-    exercised(&ended, fixtures, Kind::Clean)?;
-    report::is_clean(&report::parse(&ended.stdout)?)
+    let mut report = Value::Null;
+    for _ in 0..3 {
+        let ended = tool.run(tool.check(&["--strict", "--attach", "kprobe"], &fixtures.clean()?))?;
+        exercised(&ended, fixtures, Kind::Clean)?;
+        report = report::parse(&ended.stdout)?;
+        if !report::only_skipped(&report) {
+            break;
+        }
+    }
+    report::is_clean(&report)
 }
 
 /// An access that faulted is told once, by its fault.
