@@ -17,7 +17,7 @@ use pagetrace_ebpf::wire::{
 
 use crate::{
     kernel::setting,
-    state::{RECORDS, Task, count},
+    state::{RECORDS, Task, count, flag},
 };
 
 /// Stacks, by id.
@@ -96,7 +96,7 @@ pub(crate) fn stack_id<C: Probed>(ctx: &C, task: &mut Task) -> i32 {
     }
     let (mut place, mut code) = (0, 0);
     let distance = DISTANCES.get(C::KIND).copied().unwrap_or(0);
-    if C::KIND != unwind::kind::NONE && distance != 0 {
+    if C::KIND != unwind::kind::NONE && distance != 0 && task.flags & flag::TELLING == 0 {
         // The verifier takes only a bounded sum with a context.
         let distance = core::hint::black_box(distance - 1) & MAX_DISTANCE;
         let from = ctx.on_stack().wrapping_add(distance);

@@ -13,7 +13,7 @@ use pagetrace_ebpf::wire::{Header, counter, lock::MAX_HELD, setting};
 
 use crate::kernel::{current, member};
 
-pub(crate) use pagetrace_ebpf::wire::task::{OpenWalk, Slot, Task};
+pub(crate) use pagetrace_ebpf::wire::task::{Access, OpenWalk, Slot, Task};
 
 /// Bits of [`Task::flags`].
 pub(crate) mod flag {
@@ -27,6 +27,8 @@ pub(crate) mod flag {
     pub(crate) const FAULTING: u32 = 1 << 3;
     /// The stream of a recording has said who this task is.
     pub(crate) const TOLD: u32 = 1 << 4;
+    /// [`Task::window`] has the stack of the violation that is being told: what an interrupt does must leave it alone.
+    pub(crate) const TELLING: u32 = 1 << 5;
 }
 
 #[map]
@@ -96,6 +98,25 @@ pub(crate) fn slot(task: &mut Task, index: u32) -> &mut Slot {
     let index = (index & (MAX_HELD as u32 - 1)) as usize;
     // SAFETY: the index is masked to the array's length, a power of two.
     unsafe { &mut *task.slots.as_mut_ptr().add(index) }
+}
+
+/// Slots used, read anew: what a comparison tells the verifier of a number that is kept in a register it carries along,
+/// and then looks at the rest of the program once for each outcome.
+#[inline(always)]
+pub(crate) fn depth(task: &Task) -> u32 {
+    // SAFETY: a reference is valid to read from.
+    unsafe { core::ptr::read_volatile(&raw const task.depth) }
+}
+
+/// The same number, of which the verifier knows nothing any more; see [`depth`].
+#[inline(always)]
+pub(crate) fn unknown(task: &mut Task, number: u32) -> u32 {
+    let place = &raw mut task.number;
+    // SAFETY: the place is the task's own. Volatile, since what is read must not be taken for what was written.
+    unsafe {
+        core::ptr::write_volatile(place, u64::from(number));
+        core::ptr::read_volatile(place) as u32
+    }
 }
 
 /// Whether the task holds any mmap lock.

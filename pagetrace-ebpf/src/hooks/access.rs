@@ -19,11 +19,11 @@ use pagetrace_ebpf::wire::{
 use super::{
     order,
     settle::settle,
-    violation::{Access, emit, wanted},
+    violation::{emit, wanted},
 };
 use crate::{
     kernel::{current_mm, member, nofault, read, setting},
-    state::{count, holds, task},
+    state::{Access, count, holds, task},
 };
 
 /// Whether user memory is written or read.
@@ -214,6 +214,6 @@ fn judge(ctx: &impl EbpfContext, ip: u64, address: u64, direction: Direction) {
         && holds(task)
     {
         settle(task);
-        emit(ctx, task, &access);
+        emit(ctx, task, access);
     }
 }

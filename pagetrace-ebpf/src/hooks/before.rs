@@ -84,22 +84,44 @@ fn take_over(mm: u64) -> bool {
     true
 }
 
+/// What [`locked_before`] found; bits.
+mod found {
+    /// The current task holds the lock, and it was taken over.
+    pub(super) const TAKEN: u32 = 1;
+    /// Perhaps the current task reads.
+    pub(super) const UNKNOWN: u32 = 1 << 1;
+    /// Nobody holds the lock any more.
+    pub(super) const FREE: u32 = 1 << 2;
+}
+
+/// Looks at a lock that was held as tracing began. A global function, as are those below: see `stream`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn locked_before(mm: u64, own: u64, concerns: u32) -> u32 {
+    match holder(mm) {
+        Holder::Nobody => found::FREE,
+        Holder::CurrentWrites if mm != own && take_over(mm) => found::TAKEN,
+        Holder::Readers if concerns != 0 || target::owns(mm) => found::UNKNOWN,
+        _ => 0,
+    }
+}
+
 /// The current task, of which no hold is known, faults in kernel mode. Tells whether a hold was taken over.
-///
-/// A global function: see `stream`.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn held_before(own: u64) -> u32 {
-    let mut taken = 0;
+    let mut all = 0;
     if own != 0 && holder(own) == Holder::CurrentWrites && take_over(own) {
-        taken = 1;
+        all = found::TAKEN;
     }
     let len = LOCKED_BEFORE_LEN.get(0).copied().unwrap_or(0);
     if len == 0 || !predates_tracing() {
-        return taken;
+        return all & found::TAKEN;
     }
-    let concerns = target::acts() || target::owns(own);
-    let mut unknown = concerns && len > u64::from(LOCKED_BEFORE_ROOM);
+    let concerns = u32::from(target::acts() || target::owns(own));
+    if concerns != 0 && len > u64::from(LOCKED_BEFORE_ROOM) {
+        all |= found::UNKNOWN;
+    }
     for index in 0..LOCKED_BEFORE_ROOM {
         let Some(entry) = LOCKED_BEFORE.get_ptr_mut(index) else { break };
         // SAFETY: the pointer is into the map; whoever races to clear an entry writes the same.
@@ -107,18 +129,17 @@ extern "C" fn held_before(own: u64) -> u32 {
         if mm == 0 {
             continue;
         }
-        match holder(mm) {
+        let found = locked_before(mm, own, concerns);
+        if found & found::FREE != 0 {
             // SAFETY: as above.
-            Holder::Nobody => unsafe { *entry = 0 },
-            Holder::CurrentWrites if mm != own && take_over(mm) => taken = 1,
-            Holder::Readers if concerns || target::owns(mm) => unknown = true,
-            _ => {}
+            unsafe { *entry = 0 };
         }
+        all |= found;
     }
-    if unknown {
+    if all & found::UNKNOWN != 0 {
         count(counter::FAULT_BEFORE_KNOWN);
     }
-    taken
+    all & found::TAKEN
 }
 
 /// As [`held_before`], for a fault in `current->mm`.

@@ -10,11 +10,11 @@ use pagetrace_ebpf::wire::{
 use super::{
     before,
     settle::settle,
-    violation::{Access, emit, emit_vma, wanted},
+    violation::{emit, emit_vma, wanted},
 };
 use crate::{
     kernel::{current_mm, describe_mm, member, nofault, predates_tracing, setting},
-    state::{RECORDS, Task, count, fill_header, flag, holds, now, task, task_or_new},
+    state::{Access, RECORDS, Task, count, fill_header, flag, holds, now, task, task_or_new},
     stream, target,
 };
 
@@ -131,7 +131,7 @@ pub(crate) fn on_handler_locks(ctx: &impl EbpfContext, mm: u64, address: u64, re
         access.flags |= violation::ERROR_KNOWN;
     }
     task.flags &= !flag::PENDING;
-    emit(ctx, task, &access);
+    emit(ctx, task, access);
 }
 
 /// `lock_mm_and_find_vma` returned the VMA.

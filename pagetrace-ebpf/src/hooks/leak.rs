@@ -8,18 +8,18 @@ use pagetrace_ebpf::wire::{
     counter,
     fault::{Violation, violation},
     kind,
-    lock::{Held, MAX_HELD, held},
+    lock::{MAX_HELD, held},
     setting,
 };
 
 use super::{
-    lock::given_away,
+    lock::{given_away, remove},
     settle::settle,
-    violation::{Access, OWNER_FLAGS, READER_SHIFT, WRITER_LOCKED, emit, sem_word},
+    violation::{OWNER_FLAGS, READER_SHIFT, WRITER_LOCKED, describe_hold, emit, sem_word},
 };
 use crate::{
-    kernel::{current_mm, describe_mm, member, owner_task},
-    state::{RECORDS, Slot, Task, count, fill_header, holds, slot, state_of, task},
+    kernel::{as_number, current_mm, describe_mm, member, owner_task},
+    state::{Access, RECORDS, Slot, Task, count, depth, fill_header, holds, slot, state_of, task},
     target,
 };
 
@@ -32,7 +32,7 @@ pub(crate) fn on_user_boundary(ctx: &impl EbpfContext) {
     }
     settle(task);
     let access = Access { mm: current_mm(), address: 0, ip: 0, error: 0, flags: violation::LEAKED, own_readers: 0 };
-    emit(ctx, task, &access);
+    emit(ctx, task, access);
 }
 
 /// Whether the freed task still holds what `slot` says, by the lock word.
@@ -61,26 +61,45 @@ fn left_behind(slot: &Slot, holder: u64) -> bool {
 /// The memory of a task is about to be freed.
 #[inline(always)]
 pub(crate) fn on_end(ended: u64) {
-    let Some(task) = state_of(ended) else { return };
-    if task.depth == 0 {
-        return;
+    if let Some(task) = state_of(ended)
+        && task.depth != 0
+    {
+        leak_at_end(as_number(ended).unwrap_or(0));
     }
-    let mut wanted = target::has(ended);
+}
+
+/// A global function, as are those below: see `stream`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn leak_at_end(ended: u64) -> u32 {
+    let mut wanted = u32::from(target::has(ended));
     for back in 0..MAX_HELD as u32 {
-        let index = MAX_HELD as u32 - 1 - back;
-        if index < task.depth {
-            let copy = *slot(task, index);
-            if left_behind(&copy, ended) {
-                wanted |= target::owns(copy.mm);
-            } else {
-                count(counter::STALE_HOLD);
-                super::lock::remove(task, index);
-            }
-        }
+        wanted |= leak_of(ended, MAX_HELD as u32 - 1 - back);
     }
-    if task.depth != 0 && wanted {
+    if let Some(task) = state_of(ended)
+        && task.depth != 0
+        && wanted != 0
+    {
         tell(task, ended);
     }
+    0
+}
+
+/// Whether this hold was left behind, and its lock is the target's. One that was not is taken out.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn leak_of(ended: u64, index: u32) -> u32 {
+    let Some(task) = state_of(ended) else { return 0 };
+    if index >= task.depth {
+        return 0;
+    }
+    let copy = *slot(task, index);
+    if left_behind(&copy, ended) {
+        return u32::from(target::owns(copy.mm));
+    }
+    count(counter::STALE_HOLD);
+    remove(task, index);
+    0
 }
 
 #[inline(always)]
@@ -106,24 +125,10 @@ fn tell(task: &mut Task, ended: u64) {
     record.held_len = task.depth;
     for index in 0..MAX_HELD as u32 {
         let Some(out) = record.held.get_mut(index as usize) else { break };
-        let copy = if index < task.depth { *slot(task, index) } else { Slot { mm: 0, since: 0, flags: 0, stack: -1 } };
+        let copy = if index < depth(task) { *slot(task, index) } else { Slot { mm: 0, since: 0, flags: 0, stack: -1 } };
         describe_hold(&copy, out);
     }
     record.stack_len = 0;
     record.stack = [0; pagetrace_ebpf::wire::STACK_FRAMES];
     entry.submit(0);
-}
-
-#[inline(always)]
-fn describe_hold(slot: &Slot, out: &mut Held) {
-    describe_mm(slot.mm, &mut out.owner);
-    out.since = slot.since;
-    out.flags = slot.flags;
-    out.stack_id = slot.stack;
-    out.count = 0;
-    out.sem_owner = 0;
-    if slot.mm != 0 {
-        out.count = sem_word(slot.mm, setting::SEM_COUNT).unwrap_or(0);
-        out.sem_owner = sem_word(slot.mm, setting::SEM_OWNER).unwrap_or(0);
-    }
 }

@@ -17,7 +17,7 @@ use super::{settle::settle, violation};
 use crate::{
     kernel::{current_mm, describe_mm, predates_tracing, setting},
     stacks::{Probed, stack_id},
-    state::{RECORDS, Slot, Task, count, fill_header, flag, holds, now, slot, task, task_or_new},
+    state::{self, RECORDS, Slot, Task, count, fill_header, flag, holds, now, slot, task, task_or_new, unknown},
     stream, target,
 };
 
@@ -227,12 +227,10 @@ fn innermost(task: &mut Task, mm: u64) -> u32 {
     }
     let mut found = NOT_HELD;
     for index in 0..MAX_HELD as u32 {
-        if index >= depth {
-            break;
-        }
-        if slot(task, index).mm == mm {
+        if index < state::depth(task) && slot(task, index).mm == mm {
             found = index;
         }
+        found = unknown(task, found);
     }
     found
 }
@@ -246,12 +244,12 @@ pub(crate) fn remove(task: &mut Task, index: u32) {
         return;
     }
     for next in 1..MAX_HELD as u32 {
-        if next > index && next < depth {
+        if next > unknown(task, index) && next < state::depth(task) {
             let moved = *slot(task, next);
             *slot(task, next - 1) = moved;
         }
     }
-    task.depth = depth.saturating_sub(1);
+    task.depth = state::depth(task).saturating_sub(1);
 }
 
 #[inline(always)]
@@ -270,7 +268,7 @@ fn push(ctx: &impl Probed, task: &mut Task, mm: u64, flags: u32) {
             remove(task, index);
         }
     }
-    let depth = task.depth;
+    let depth = state::depth(task);
     if depth >= MAX_HELD as u32 {
         task.overflow += 1;
         count(counter::HELD_OVERFLOW);

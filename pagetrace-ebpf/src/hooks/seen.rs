@@ -15,11 +15,11 @@ use pagetrace_ebpf::wire::{
     setting,
 };
 
-use super::violation::{Access, sem_word};
+use super::violation::sem_word;
 use crate::{
     hooks::lock::given_away,
     kernel::current,
-    state::{Task, count, now, slot},
+    state::{Task, count, now, slot, task},
 };
 
 /// Violations told so far.
@@ -39,50 +39,56 @@ const QUEUED: u32 = 1 << 31;
 /// Id of the current kernel stack; negative when it could not be kept. Another stack in the same bucket is avoided by
 /// leaving innermost frames out, which the id's upper bits tell.
 #[inline(always)]
-fn access_stack(ctx: &impl EbpfContext) -> i64 {
+pub(crate) fn access_stack(ctx: &impl EbpfContext) -> i32 {
     let mut id = -1;
     for skip in 0..3_u64 {
         // SAFETY: the context is the one the program was called with, the map a stack map.
         id = unsafe { bpf_get_stackid(ctx.as_ptr(), (&raw const ACCESS_STACKS).cast_mut().cast(), skip) } as i32;
         if id >= 0 {
-            return i64::from(id) | (skip as i64) << 24;
+            return id | (skip as i32) << 24;
         }
     }
-    i64::from(id)
+    id
 }
 
-/// Makes the key, in the task's state: it is too large for the stack, which hooks and what they call share. Returns
-/// whether two violations with this key are certain to be the same.
+/// What a key says of a hold. A global function: see `stream`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn seen_word(index: u32) -> u64 {
+    let Some(task) = task() else { return 0 };
+    if index >= task.depth {
+        return 0;
+    }
+    let held = *slot(task, index);
+    let mut flags = held.flags;
+    if held.mm == task.access.mm {
+        flags |= OWN;
+    }
+    if sem_word(held.mm, setting::SEM_COUNT).unwrap_or(0) & WAITERS != 0 {
+        flags |= QUEUED;
+    }
+    if given_away(held.mm, held.since) {
+        flags |= held::GIVEN_AWAY;
+    }
+    u64::from(held.stack as u32) << 32 | u64::from(flags)
+}
+
+/// Makes the key, in the task's state: it is too large for the stack, which hooks and what they call share. Two
+/// violations with the same key are certain to be the same if their stack could be kept.
 #[inline(always)]
-pub(crate) fn key(ctx: &impl EbpfContext, task: &mut Task, access: &Access) -> bool {
-    let stack = access_stack(ctx);
-    let (depth, overflow) = (task.depth, task.overflow);
+pub(crate) fn key(task: &mut Task, stack: i32) {
     for index in 0..MAX_HELD {
-        let mut word = 0;
-        if (index as u32) < depth {
-            let held = *slot(task, index as u32);
-            let mut flags = held.flags;
-            if held.mm == access.mm {
-                flags |= OWN;
-            }
-            if sem_word(held.mm, setting::SEM_COUNT).unwrap_or(0) & WAITERS != 0 {
-                flags |= QUEUED;
-            }
-            if given_away(held.mm, held.since) {
-                flags |= held::GIVEN_AWAY;
-            }
-            word = u64::from(held.stack as u32) << 32 | u64::from(flags);
-        }
+        let word = seen_word(index as u32);
         let [_, _, _, _, _, locks @ ..] = &mut task.seen_key;
         locks[index] = word;
     }
+    let (access, depth, overflow) = (task.access, task.depth, task.overflow);
     let [who, mm, ip, id, kind, ..] = &mut task.seen_key;
     *who = current();
     *mm = access.mm;
     *ip = access.ip;
     *id = bpf_get_current_pid_tgid() << 32 | stack as u32 as u64;
     *kind = u64::from(access.flags) << 32 | u64::from(overflow != 0) << 8 | u64::from(depth);
-    stack >= 0
 }
 
 /// Counts the violation that the key was made for when it was told before.

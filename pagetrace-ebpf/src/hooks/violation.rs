@@ -1,12 +1,16 @@
 //! Turns a fault under a lock into a record, after the lock words had their say.
 
-use aya_ebpf::{EbpfContext, helpers::generated::bpf_get_stack};
+use aya_ebpf::{
+    EbpfContext,
+    helpers::generated::{bpf_get_stack, bpf_probe_read_kernel},
+};
 use pagetrace_ebpf::wire::{
     STACK_FRAMES, counter,
     fault::{Violation, violation},
     kind,
-    lock::{MAX_HELD, held},
+    lock::{Held, MAX_HELD, held},
     setting,
+    unwind::WINDOW_ROOM,
 };
 
 use super::{
@@ -15,7 +19,7 @@ use super::{
 };
 use crate::{
     kernel::{current, describe_mm, member, read, setting},
-    state::{RECORDS, Slot, Task, count, fill_header, flag, holds, slot},
+    state::{Access, RECORDS, Slot, Task, count, depth, fill_header, flag, holds, slot, task},
     stream, target,
 };
 
@@ -26,17 +30,6 @@ pub(super) const READER_SHIFT: u32 = 8;
 /// Flag bits in the low end of `rw_semaphore.owner`.
 pub(super) const OWNER_FLAGS: u64 = 7;
 
-/// The fault, as the exception told it.
-pub(crate) struct Access {
-    pub(crate) mm: u64,
-    pub(crate) address: u64,
-    pub(crate) ip: u64,
-    pub(crate) error: u64,
-    pub(crate) flags: u32,
-    /// Readers in the faulting mm's lock word that are the fault handler's own.
-    pub(crate) own_readers: u64,
-}
-
 /// The exception seen before this lock attempt.
 #[inline(always)]
 pub(crate) fn confirmed_by_lock(ctx: &impl EbpfContext, task: &mut Task, mm: u64, acquired: bool) {
@@ -46,9 +39,9 @@ pub(crate) fn confirmed_by_lock(ctx: &impl EbpfContext, task: &mut Task, mm: u64
         ip: task.pending_ip,
         error: task.pending_error,
         flags: violation::NEEDS_STACK | violation::ERROR_KNOWN,
-        own_readers: u64::from(acquired),
+        own_readers: u32::from(acquired),
     };
-    emit(ctx, task, &access);
+    emit(ctx, task, access);
 }
 
 #[inline(always)]
@@ -58,35 +51,44 @@ pub(super) fn sem_word(mm: u64, word: usize) -> Option<u64> {
 
 /// Whether the lock words rule out that `slot` is still held by the current task.
 #[inline(always)]
-fn is_over(slot: &Slot, word: u64, owner: u64, fault: &Access) -> bool {
+fn is_over(slot: &Slot, word: u64, owner: u64, access: &Access) -> bool {
     if slot.flags & held::WRITE != 0 {
         return word & WRITER_LOCKED == 0 || owner & !OWNER_FLAGS != current();
     }
-    let own = if slot.mm == fault.mm { fault.own_readers } else { 0 };
+    let own = if slot.mm == access.mm { u64::from(access.own_readers) } else { 0 };
     word & WRITER_LOCKED != 0 || (word & (i64::MAX as u64)) >> READER_SHIFT <= own
 }
 
 /// Removes holds that the lock words rule out: handed over and released elsewhere, or a release that was missed.
 #[inline(always)]
-fn prune(task: &mut Task, fault: &Access) {
-    let streamed = stream::on() && wanted(task, fault.mm);
+fn prune(task: &mut Task) {
+    let mm = task.access.mm;
+    let streamed = u32::from(stream::on() && wanted(task, mm));
     for back in 0..MAX_HELD as u32 {
-        let index = MAX_HELD as u32 - 1 - back;
-        if index >= task.depth {
-            continue;
-        }
-        let copy = *slot(task, index);
-        let word = sem_word(copy.mm, setting::SEM_COUNT);
-        let owner = sem_word(copy.mm, setting::SEM_OWNER).unwrap_or(0);
-        if streamed {
-            stream::words(&copy, word, owner);
-        }
-        let Some(word) = word else { continue };
-        if is_over(&copy, word, owner, fault) {
-            count(counter::STALE_HOLD);
-            remove(task, index);
-        }
+        violation_prune(MAX_HELD as u32 - 1 - back, streamed);
     }
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn violation_prune(index: u32, streamed: u32) -> u32 {
+    let Some(task) = task() else { return 0 };
+    if index >= task.depth {
+        return 0;
+    }
+    let copy = *slot(task, index);
+    let word = sem_word(copy.mm, setting::SEM_COUNT);
+    let owner = sem_word(copy.mm, setting::SEM_OWNER).unwrap_or(0);
+    if streamed != 0 {
+        stream::words(&copy, word, owner);
+    }
+    let Some(word) = word else { return 0 };
+    let access = task.access;
+    if is_over(&copy, word, owner, &access) {
+        count(counter::STALE_HOLD);
+        remove(task, index);
+    }
+    0
 }
 
 /// Whether a fault in `mm` is the target's: by the task, by the address space, or by a lock held.
@@ -96,7 +98,7 @@ pub(super) fn wanted(task: &mut Task, mm: u64) -> bool {
         return true;
     }
     for index in 0..MAX_HELD as u32 {
-        if index < task.depth {
+        if index < depth(task) {
             let held = *slot(task, index);
             if held.flags & held::STREAMED != 0 || target::owns(held.mm) {
                 return true;
@@ -107,17 +109,61 @@ pub(super) fn wanted(task: &mut Task, mm: u64) -> bool {
 }
 
 /// Emits the violation, unless no lock is left or it is not the target's.
+///
+/// What needs no context is in global functions: see `stream`. This is part of every hook that can see a violation, and
+/// inlined it took the verifier longer than everything else together.
 #[inline(always)]
-pub(crate) fn emit(ctx: &impl EbpfContext, task: &mut Task, fault: &Access) {
-    prune(task, fault);
-    if !holds(task) || !wanted(task, fault.mm) {
+pub(crate) fn emit(ctx: &impl EbpfContext, task: &mut Task, access: Access) {
+    task.access = access;
+    if violation_stands() == 0 {
         return;
     }
-    let certain = seen::key(ctx, task, fault);
+    let stack = seen::access_stack(ctx);
+    if violation_again(stack) != 0 {
+        return;
+    }
+    task.flags |= flag::TELLING;
+    // SAFETY: the window is longer.
+    let len = unsafe { bpf_get_stack(ctx.as_ptr(), task.window.as_mut_ptr().cast(), STACK_BYTES, 0) };
+    violation_tell(stack, len as i32);
+}
+
+/// Bytes of a violation's stack.
+const STACK_BYTES: u32 = (STACK_FRAMES * 8) as u32;
+const _: () = assert!(STACK_FRAMES <= WINDOW_ROOM);
+
+/// Whether a lock is left once the lock words had their say, and the access is the target's.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn violation_stands() -> u32 {
+    let Some(task) = task() else { return 0 };
+    prune(task);
+    let mm = task.access.mm;
+    u32::from(holds(task) && wanted(task, mm))
+}
+
+/// Whether the violation was told before, with this stack, and only had to be counted.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn violation_again(stack: i32) -> u32 {
+    let Some(task) = task() else { return 0 };
+    seen::key(task, stack);
     // A recording tells each, so that it can be checked against its own stream.
-    if !stream::on() && certain && seen::again(task) {
-        return;
-    }
+    u32::from(!stream::on() && stack >= 0 && seen::again(task))
+}
+
+/// Tells the violation. `stack` is the id that it is remembered by, `stack_len` what [`Task::window`] has of it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn violation_tell(stack: i32, stack_len: i32) -> u32 {
+    let Some(task) = task() else { return 0 };
+    tell(task, stack, stack_len);
+    task.flags &= !flag::TELLING;
+    0
+}
+
+#[inline(always)]
+fn tell(task: &mut Task, stack: i32, stack_len: i32) {
     let Some(mut entry) = RECORDS.reserve::<Violation>(0) else {
         count(counter::RING_FULL);
         return count(counter::VIOLATION_LOST);
@@ -125,46 +171,54 @@ pub(crate) fn emit(ctx: &impl EbpfContext, task: &mut Task, fault: &Access) {
     // SAFETY: every field is written below before the record is submitted.
     let record = unsafe { &mut *entry.as_mut_ptr() };
     fill_header(&mut record.header, kind::VIOLATION);
-    describe_mm(fault.mm, &mut record.mm);
-    record.address = fault.address;
-    record.ip = fault.ip;
-    record.error = fault.error;
-    record.flags = fault.flags;
+    let access = task.access;
+    describe_mm(access.mm, &mut record.mm);
+    record.address = access.address;
+    record.ip = access.ip;
+    record.error = access.error;
+    record.flags = access.flags;
     if task.overflow != 0 {
         record.flags |= violation::MORE_HELD;
     }
     record.held_len = task.depth;
     for index in 0..MAX_HELD as u32 {
         let Some(out) = record.held.get_mut(index as usize) else { break };
-        let copy = if index < task.depth { *slot(task, index) } else { Slot { mm: 0, since: 0, flags: 0, stack: -1 } };
-        describe_mm(copy.mm, &mut out.owner);
-        out.since = copy.since;
-        out.flags = copy.flags & !held::STREAMED;
-        out.stack_id = copy.stack;
-        out.count = 0;
-        out.sem_owner = 0;
-        if copy.mm != 0 {
-            out.count = sem_word(copy.mm, setting::SEM_COUNT).unwrap_or(0);
-            out.sem_owner = sem_word(copy.mm, setting::SEM_OWNER).unwrap_or(0);
-            if given_away(copy.mm, copy.since) {
-                out.flags |= held::GIVEN_AWAY;
-            }
+        let copy = if index < depth(task) { *slot(task, index) } else { Slot { mm: 0, since: 0, flags: 0, stack: -1 } };
+        describe_hold(&copy, out);
+        out.flags &= !held::STREAMED;
+        if copy.mm != 0 && given_away(copy.mm, copy.since) {
+            out.flags |= held::GIVEN_AWAY;
         }
     }
-    // SAFETY: the buffer is the record's own and has this size.
-    record.stack_len =
-        unsafe { bpf_get_stack(ctx.as_ptr(), record.stack.as_mut_ptr().cast(), (STACK_FRAMES * 8) as u32, 0) };
-    if record.stack_len <= 0 {
+    record.stack_len = i64::from(stack_len);
+    if stack_len <= 0 {
         count(counter::STACK_UNREADABLE);
     }
+    // SAFETY: both are as long. What the helper that took the stack did not fill it zeroed.
+    unsafe { bpf_probe_read_kernel(record.stack.as_mut_ptr().cast(), STACK_BYTES, task.window.as_ptr().cast()) };
     // Only now: a violation that found no room must be told the next time.
-    if certain {
+    if stack >= 0 {
         seen::told(task, record.header.ts);
     }
     entry.submit(0);
-    if fault.flags & (violation::LATENT | violation::LEAKED) == 0 {
-        task.pending_address = fault.address;
+    if access.flags & (violation::LATENT | violation::LEAKED) == 0 {
+        task.pending_address = access.address;
         task.flags |= flag::WANTS_VMA;
+    }
+}
+
+/// A hold, and what the words of its lock say now.
+#[inline(always)]
+pub(super) fn describe_hold(slot: &Slot, out: &mut Held) {
+    describe_mm(slot.mm, &mut out.owner);
+    out.since = slot.since;
+    out.flags = slot.flags;
+    out.stack_id = slot.stack;
+    out.count = 0;
+    out.sem_owner = 0;
+    if slot.mm != 0 {
+        out.count = sem_word(slot.mm, setting::SEM_COUNT).unwrap_or(0);
+        out.sem_owner = sem_word(slot.mm, setting::SEM_OWNER).unwrap_or(0);
     }
 }
 

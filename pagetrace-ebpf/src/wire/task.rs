@@ -37,6 +37,24 @@ wire! {
 }
 
 wire! {
+    /// The access of a violation that is being told.
+    pub struct Access {
+        /// The accessed address space.
+        pub mm: u64,
+        /// The address.
+        pub address: u64,
+        /// The instruction.
+        pub ip: u64,
+        /// x86 error code, when it is known.
+        pub error: u64,
+        /// Bits of [`super::fault::violation`].
+        pub flags: u32,
+        /// Readers in the accessed mm's lock word that are the fault handler's own.
+        pub own_readers: u32,
+    }
+}
+
+wire! {
     /// All that is known of a task.
     pub struct Task {
         /// Slots used.
@@ -49,6 +67,8 @@ wire! {
         pub flags: u32,
         /// Whose lock the event at hand is about.
         pub mm: u64,
+        /// A number of the event at hand.
+        pub number: u64,
         /// Address of the exception whose lock attempt is waited for.
         pub pending_address: u64,
         /// Its instruction.
@@ -75,9 +95,11 @@ wire! {
         pub walks: [OpenWalk; 2],
         /// Locks held, outermost first.
         pub slots: [Slot; MAX_HELD],
+        /// The access that may violate the rule.
+        pub access: Access,
         /// Key of the violation that is being told.
         pub seen_key: [u64; KEY_WORDS],
-        /// Words of its stack, while they are compared.
+        /// Words of its stack, while they are compared; the addresses on it, while a violation is told.
         pub window: [u64; WINDOW_ROOM],
     }
 }
