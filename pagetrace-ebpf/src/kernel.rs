@@ -1,11 +1,16 @@
 //! Reads the kernel's structures at the offsets the loader found in BTF. Every read can fail and says so.
 
+use core::ffi::c_void;
+
 use aya_ebpf::{
-    helpers::{bpf_get_current_task, bpf_probe_read_kernel, bpf_probe_read_kernel_str_bytes},
+    helpers::{
+        bpf_get_current_task, bpf_probe_read_kernel, bpf_probe_read_kernel_str_bytes,
+        generated::bpf_probe_read_kernel as bpf_probe_read_kernel_raw,
+    },
     macros::map,
     maps::{Array, HashMap},
 };
-use pagetrace_ebpf::wire::{COMM_LEN, MmOwner, setting};
+use pagetrace_ebpf::wire::{MmOwner, setting};
 
 /// The settings; the loader overwrites them before the verifier sees them, so each is a constant to it.
 #[unsafe(no_mangle)]
@@ -30,6 +35,34 @@ pub(crate) fn read<T: Copy>(address: u64) -> Option<T> {
 pub(crate) fn member<T: Copy>(base: u64, member: usize) -> Option<T> {
     let offset = setting(member);
     if offset == setting::NONE { None } else { read(base.wrapping_add(offset)) }
+}
+
+/// Numbers and arrays of them: any bytes are one.
+pub(crate) trait Plain: Copy {}
+impl Plain for u8 {}
+impl Plain for u32 {}
+impl Plain for u64 {}
+impl<T: Plain, const N: usize> Plain for [T; N] {}
+
+/// Writes the member whose offset is `member` to `out`; zeroes where there is no such member, or it cannot be read, as near
+/// address 0.
+///
+/// Every branch is one more way for the verifier to follow, and this has none.
+#[inline(always)]
+pub(crate) fn member_to<T: Plain>(out: &mut T, base: u64, member: usize) {
+    let offset = setting(member);
+    let from = if offset == setting::NONE { 0 } else { base.wrapping_add(offset) };
+    // SAFETY: the helper writes the bytes of the value and no more, zeroes when it fails (kernel/trace/bpf_trace.c,
+    // `bpf_probe_read_kernel_common`).
+    unsafe { bpf_probe_read_kernel_raw((&raw mut *out).cast(), size_of::<T>() as u32, from as *const c_void) };
+}
+
+/// As [`member_to`], for a value on the stack.
+#[inline(always)]
+pub(crate) fn member_or_zero(base: u64, member: usize) -> u64 {
+    let mut value = 0;
+    member_to(&mut value, base, member);
+    value
 }
 
 /// The current `task_struct`.
@@ -75,22 +108,14 @@ pub(crate) fn owner_task(mm: u64) -> Option<(u64, u32)> {
     Some((task, member(task, setting::TASK_TGID)?))
 }
 
-/// Writes whose address space `mm` is.
+/// Writes whose address space `mm` is. What is unknown is 0.
 #[inline(always)]
 pub(crate) fn describe_mm(mm: u64, out: &mut MmOwner) {
+    let owner = member_or_zero(mm, setting::MM_OWNER);
     out.mm = mm;
-    out.tgid = 0;
+    member_to(&mut out.tgid, owner, setting::TASK_TGID);
     out.pad = 0;
-    out.comm = [0; COMM_LEN];
-    if mm == 0 {
-        return;
-    }
-    if let Some((task, tgid)) = owner_task(mm) {
-        out.tgid = tgid;
-        if let Some(comm) = member(task, setting::TASK_COMM) {
-            out.comm = comm;
-        }
-    }
+    member_to(&mut out.comm, owner, setting::TASK_COMM);
 }
 
 /// Reads a NUL-terminated string; what does not fit is cut off.

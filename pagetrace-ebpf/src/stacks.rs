@@ -12,7 +12,9 @@ use aya_ebpf::{
 };
 use pagetrace_ebpf::wire::{
     counter, kind, setting,
-    unwind::{self, MAX_FRAMES, SAMPLE_FRAMES, SAMPLE_WORDS, SHORTCUTS, Sample, Shortcut, WAYS, WINDOW, WINDOW_ROOM},
+    unwind::{
+        self, MAX_FRAMES, SAMPLE_FRAMES, SAMPLE_WORDS, SEAL, SHORTCUTS, Sample, Shortcut, WAYS, WINDOW, WINDOW_ROOM,
+    },
 };
 
 use crate::{
@@ -131,7 +133,7 @@ pub(crate) fn stack_id<C: Probed>(ctx: &C, task: &mut Task) -> i32 {
 #[inline(always)]
 fn known(task: &mut Task, from: u64, place: u32) -> u32 {
     let Some(shortcut) = SHORTCUTS_OF.get(place) else { return 0 };
-    if shortcut.frames == 0 || shortcut.frames > MAX_FRAMES as u32 || shortcut.ip[0] != task.window[0] {
+    if shortcut.frames == 0 || shortcut.sealed_ip[0] ^ SEAL != task.window[0] {
         return 0;
     }
     if shortcut.span > HEAD as u32 {
@@ -144,19 +146,16 @@ fn known(task: &mut Task, from: u64, place: u32) -> u32 {
             return 0;
         }
     }
-    for index in 1..MAX_FRAMES as u32 {
-        if index >= shortcut.frames {
-            break;
-        }
-        let index = core::hint::black_box(index) as usize & (MAX_FRAMES - 1);
-        // SAFETY: the index is masked to the arrays' length, a power of two.
-        let (at, ip) = unsafe { (*shortcut.at.as_ptr().add(index), *shortcut.ip.as_ptr().add(index)) };
-        let at = core::hint::black_box(at) as usize & (WINDOW - 1);
+    // Without a branch, since the verifier follows each.
+    let mut differs = 0;
+    for index in 1..MAX_FRAMES {
+        let at = shortcut.at[index] as usize & (WINDOW - 1);
         // SAFETY: the index is masked to the window's length, a power of two.
         let word = unsafe { *task.window.as_ptr().add(at) };
-        if ip == 0 || word != ip {
-            return 0;
-        }
+        differs |= word ^ shortcut.sealed_ip[index] ^ SEAL;
+    }
+    if differs != 0 {
+        return 0;
     }
     shortcut.stack_code
 }

@@ -179,9 +179,7 @@ pub(crate) fn on_iterator(ctx: &impl EbpfContext, ip: u64, iter: u64, direction:
 /// Counts an access that cannot be judged, when it would have been the target's.
 #[inline(always)]
 fn count_unknown(access: &Access) {
-    if let Some(task) = task()
-        && wanted(task, access.mm)
-    {
+    if task().is_some() && wanted(access.mm) {
         count(counter::ACCESS_UNKNOWN);
     }
 }

@@ -80,7 +80,7 @@ fn stream_exception(address: u64, regs: u64, error: u64, nofault: bool) {
     // The lock attempt that follows is streamed when the exception is.
     let known = if acts { task_or_new() } else { task() };
     if let Some(task) = known
-        && (acts || (holds(task) && wanted(task, mm)))
+        && (acts || (holds(task) && wanted(mm)))
     {
         stream::exception(task, address, member(regs, setting::REGS_IP).unwrap_or(0), error, nofault, acts);
     }
@@ -91,7 +91,7 @@ fn stream_handler(mm: u64, address: u64, regs: u64, user: bool) {
     let acts = stream::wanted(mm);
     let known = if acts { task_or_new() } else { task() };
     if let Some(task) = known
-        && (acts || (holds(task) && wanted(task, mm)))
+        && (acts || (holds(task) && wanted(mm)))
     {
         stream::handler(task, mm, address, member(regs, setting::REGS_IP).unwrap_or(0), user, acts);
     }

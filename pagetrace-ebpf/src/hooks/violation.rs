@@ -18,7 +18,7 @@ use super::{
     seen,
 };
 use crate::{
-    kernel::{current, describe_mm, member, read, setting},
+    kernel::{current, describe_mm, member, member_or_zero, read, setting},
     state::{Access, RECORDS, Slot, Task, count, depth, fill_header, flag, holds, slot, task},
     stream, target,
 };
@@ -63,7 +63,7 @@ fn is_over(slot: &Slot, word: u64, owner: u64, access: &Access) -> bool {
 #[inline(always)]
 fn prune(task: &mut Task) {
     let mm = task.access.mm;
-    let streamed = u32::from(stream::on() && wanted(task, mm));
+    let streamed = u32::from(stream::on() && wanted(mm));
     for back in 0..MAX_HELD as u32 {
         violation_prune(MAX_HELD as u32 - 1 - back, streamed);
     }
@@ -93,19 +93,27 @@ extern "C" fn violation_prune(index: u32, streamed: u32) -> u32 {
 
 /// Whether a fault in `mm` is the target's: by the task, by the address space, or by a lock held.
 #[inline(always)]
-pub(super) fn wanted(task: &mut Task, mm: u64) -> bool {
+pub(super) fn wanted(mm: u64) -> bool {
     if target::acts() || target::owns(mm) {
         return true;
     }
+    let mut wanted = 0;
     for index in 0..MAX_HELD as u32 {
-        if index < depth(task) {
-            let held = *slot(task, index);
-            if held.flags & held::STREAMED != 0 || target::owns(held.mm) {
-                return true;
-            }
-        }
+        wanted |= violation_held(index);
     }
-    false
+    wanted != 0
+}
+
+/// Whether this hold is the target's.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn violation_held(index: u32) -> u32 {
+    let Some(task) = task() else { return 0 };
+    if index >= task.depth {
+        return 0;
+    }
+    let held = *slot(task, index);
+    u32::from(held.flags & held::STREAMED != 0 || target::owns(held.mm))
 }
 
 /// Emits the violation, unless no lock is left or it is not the target's.
@@ -139,7 +147,7 @@ extern "C" fn violation_stands() -> u32 {
     let Some(task) = task() else { return 0 };
     prune(task);
     let mm = task.access.mm;
-    u32::from(holds(task) && wanted(task, mm))
+    u32::from(holds(task) && wanted(mm))
 }
 
 /// Whether the violation was told before, with this stack, and only had to be counted.
@@ -214,12 +222,9 @@ pub(super) fn describe_hold(slot: &Slot, out: &mut Held) {
     out.since = slot.since;
     out.flags = slot.flags;
     out.stack_id = slot.stack;
-    out.count = 0;
-    out.sem_owner = 0;
-    if slot.mm != 0 {
-        out.count = sem_word(slot.mm, setting::SEM_COUNT).unwrap_or(0);
-        out.sem_owner = sem_word(slot.mm, setting::SEM_OWNER).unwrap_or(0);
-    }
+    let lock = slot.mm.wrapping_add(setting(setting::MM_LOCK));
+    out.count = member_or_zero(lock, setting::SEM_COUNT);
+    out.sem_owner = member_or_zero(lock, setting::SEM_OWNER);
 }
 
 /// The VMA that the last violation fell into, when it is one of this task's.

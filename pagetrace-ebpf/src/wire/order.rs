@@ -222,8 +222,8 @@ wire! {
         pub tid: u32,
         /// Process id.
         pub tgid: u32,
-        /// Explicit padding.
-        pub pad: u32,
+        /// A number of the event at hand.
+        pub number: u32,
         /// The address of the fault, or of the exception that is pending.
         pub address: u64,
         /// Bytes used in [`OrderTask::stack`], or a negative errno.

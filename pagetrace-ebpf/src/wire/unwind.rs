@@ -55,28 +55,36 @@ wire! {
     }
 }
 
+/// Exclusive-or with an address: the 0 of an entry that is not wholly written yet then stands for no word that a stack has.
+pub const SEAL: u64 = 0x5ea1_ed5e_a1ed_5ea1;
+
 /// A learnt chain. All zero: none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[repr(C)]
 pub struct Shortcut {
     /// Id of its stack and one.
     pub stack_code: u32,
-    /// Return addresses to compare.
+    /// Return addresses of the chain.
     pub frames: u32,
     /// Words from the first one to the last, both included; at most [`WINDOW`].
     pub span: u32,
     /// Explicit padding.
     pub pad: u32,
-    /// Their places, in words from the first one's.
+    /// Their places, in words from the first one's. What is not used repeats the first.
     pub at: [u32; MAX_FRAMES],
-    /// The addresses.
-    pub ip: [u64; MAX_FRAMES],
+    /// The addresses, each with [`SEAL`]. What is not used repeats the first, so that all can be compared.
+    pub sealed_ip: [u64; MAX_FRAMES],
 }
 
 /// Words of a [`Shortcut`].
 pub const SHORTCUT_WORDS: usize = size_of::<Shortcut>() / 8;
 
 impl Shortcut {
+    /// The addresses.
+    pub fn ip(&self) -> [u64; MAX_FRAMES] {
+        self.sealed_ip.map(|ip| ip ^ SEAL)
+    }
+
     /// As it lies in memory.
     pub fn words(&self) -> [u64; SHORTCUT_WORDS] {
         let halves = [self.stack_code, self.frames, self.span, self.pad].into_iter().chain(self.at);
@@ -87,7 +95,7 @@ impl Shortcut {
             }
             filled = index / 2 + 1;
         }
-        for (word, ip) in out.iter_mut().skip(filled).zip(self.ip) {
+        for (word, ip) in out.iter_mut().skip(filled).zip(self.sealed_ip) {
             *word = ip;
         }
         out

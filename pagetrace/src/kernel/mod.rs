@@ -15,7 +15,7 @@ mod preflight;
 pub mod slab;
 pub mod tracefs;
 
-use std::{fs, io, path::PathBuf};
+use std::{fs, io, path::PathBuf, time::Instant};
 
 pub use self::preflight::{Problem, preflight};
 use self::{btf::Btf, caps::Privileges, features::Features, kallsyms::Kallsyms, tracefs::Presence};
@@ -90,6 +90,7 @@ impl KernelFacts {
     /// # Errors
     /// Only if the process cannot even find out who it is.
     pub fn gather(roots: &Roots) -> Result<Self, FactsError> {
+        let begun = Instant::now();
         let status = roots.proc.join("self/status");
         let text = fs::read_to_string(&status).map_err(|source| FactsError::Read { path: status.clone(), source })?;
         let uid_map = fs::read_to_string(roots.proc.join("self/uid_map")).ok();
@@ -100,9 +101,13 @@ impl KernelFacts {
             Ok(blob) => Btf::parse(blob).map_err(|error| Unavailable { path, why: error.to_string(), absent: false }),
             Err(error) => Err(Unavailable::io(path, &error)),
         };
+        let types = begun.elapsed();
         let path = roots.proc.join("kallsyms");
         let kallsyms = fs::read_to_string(&path).map(Kallsyms::parse).map_err(|error| Unavailable::io(path, &error));
-        Ok(Self { btf, kallsyms, features: Features::gather(roots), privileges })
+        let symbols = begun.elapsed();
+        let features = Features::gather(roots);
+        log::debug!("types read after {types:?}, symbols after {symbols:?}, all facts after {:?}", begun.elapsed());
+        Ok(Self { btf, kallsyms, features, privileges })
     }
 
     /// Whether tracepoint `system:name` exists: BTF knows by its typedef, tracefs by its directory. What neither

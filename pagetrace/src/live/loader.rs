@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     io,
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
+    time::Instant,
 };
 
 use aya::{
@@ -127,6 +128,7 @@ pub fn attach(
     targets: &[u64],
     symbols: Option<&Kallsyms>,
 ) -> Result<Attached, AttachError> {
+    let begun = Instant::now();
     let btf = Btf::from_sys_fs()?;
     let mut loader = EbpfLoader::new();
     loader
@@ -145,7 +147,9 @@ pub fn attach(
     }
     let probes = plan.probes();
     let wanted = |name: &str| iterate::PROGRAMS.contains(&name) || probes.iter().any(|probe| probe.program == name);
+    let types = begun.elapsed();
     let mut bpf = loader.load(&only(OBJECT, &wanted))?;
+    let object = begun.elapsed();
     fill_targets(&mut bpf, settings, targets)?;
     let mut programs: Vec<String> = Vec::new();
     for probe in &probes {
@@ -155,11 +159,19 @@ pub fn attach(
             programs.push(probe.program.clone());
         }
     }
+    let loaded = begun.elapsed();
     if settings.get(setting::MM_CACHE) == setting::NONE {
         // Only on kernels whose slabs cannot be read.
         iterate::find_address_spaces(&mut bpf, &btf)?;
     }
     let breakpoints = attach_all(&mut bpf, &probes, symbols)?;
+    log::debug!(
+        "types read after {types:?}, object relocated after {object:?}, {} programs loaded after {loaded:?}, {} probes \
+         attached after {:?}",
+        programs.len(),
+        probes.len(),
+        begun.elapsed(),
+    );
     let mut attached_at = Array::<_, u64>::try_from(map(&mut bpf, "ATTACHED_AT")?)?;
     let now = monotonic_ns();
     attached_at.set(0, now, 0)?;
@@ -385,6 +397,7 @@ impl Attached {
 
     /// Detaches everything; maps can still be read.
     pub fn detach(&mut self) {
+        let begun = Instant::now();
         self.breakpoints.clear();
         // The reverse of attaching.
         for name in self.programs.iter().rev() {
@@ -392,6 +405,7 @@ impl Attached {
                 let _ = unload(program);
             }
         }
+        log::debug!("detached in {:?}", begun.elapsed());
     }
 }
 

@@ -8,7 +8,7 @@ use std::{collections::HashMap, ops::Range};
 
 use pagetrace_ebpf::wire::{
     Wire as _,
-    unwind::{MAX_FRAMES, SAMPLE_FRAMES, SAMPLE_WORDS, Sample, Shortcut, WAYS, WINDOW, kind, place},
+    unwind::{MAX_FRAMES, SAMPLE_FRAMES, SAMPLE_WORDS, SEAL, Sample, Shortcut, WAYS, WINDOW, kind, place},
 };
 
 use crate::kernel::kallsyms::Kallsyms;
@@ -126,9 +126,9 @@ impl Learner {
         if *known.get_or_insert(distance) != distance {
             return None;
         }
-        let first = place(*shortcut.ip.first()?);
+        let first = place(*shortcut.ip().first()?);
         let free = (0..WAYS).map(|way| first ^ way).find(|at| !self.taken.contains_key(at))?;
-        if self.taken.values().any(|taken| taken.frames == shortcut.frames && taken.ip == shortcut.ip) {
+        if self.taken.values().any(|taken| taken.frames == shortcut.frames && taken.sealed_ip == shortcut.sealed_ip) {
             return None;
         }
         self.taken.insert(free, shortcut);
@@ -208,13 +208,14 @@ impl Learner {
             stack_code: u32::try_from(sample.stack_id).ok()?.checked_add(1)?,
             frames: u32::try_from(chain.len()).ok()?,
             span,
+            sealed_ip: [*chain.first()? ^ SEAL; MAX_FRAMES],
             ..Shortcut::default()
         };
         for (slot, at) in shortcut.at.iter_mut().zip(at) {
             *slot = at - first;
         }
-        for (slot, ip) in shortcut.ip.iter_mut().zip(chain) {
-            *slot = ip;
+        for (slot, ip) in shortcut.sealed_ip.iter_mut().zip(chain) {
+            *slot = ip ^ SEAL;
         }
         Some((u64::from(first) * 8, shortcut))
     }
@@ -276,7 +277,8 @@ mod tests {
         assert_eq!(distance, 72);
         assert_eq!(shortcut.stack_code, 8);
         assert_eq!((shortcut.frames, &shortcut.at[..3]), (3, [0, 11, 15].as_slice()));
-        assert_eq!(&shortcut.ip[..4], [VM_MMAP, KSYS_MMAP, SYSCALL, 0].as_slice());
+        assert_eq!(&shortcut.ip()[..4], [VM_MMAP, KSYS_MMAP, SYSCALL, VM_MMAP].as_slice());
+        assert!(shortcut.at[3..].iter().all(|at| *at == 0), "what is not used repeats the first");
     }
 
     #[test]
@@ -322,7 +324,7 @@ mod tests {
         let words = [(9, VM_MMAP), (20, FAULT), (38, USER_CS)];
         let (_, shortcut) =
             often(&mut learner(), &sample(kind::BTF_TRACEPOINT, &[PROGRAM, RUN, VM_MMAP, FAULT], &words)).unwrap();
-        assert_eq!((&shortcut.at[..3], shortcut.ip[2], shortcut.span), ([0, 11, 29].as_slice(), USER_CS, 30));
+        assert_eq!((&shortcut.at[..3], shortcut.ip()[2], shortcut.span), ([0, 11, 29].as_slice(), USER_CS, 30));
     }
 
     #[test]
@@ -375,7 +377,7 @@ mod tests {
             let sample = sample(program, &frames, &words);
             if let Some((distance, shortcut)) = often(&mut learner(), &sample) {
                 let from = usize::try_from(distance / 8).expect("small");
-                for (at, ip) in shortcut.at.iter().zip(shortcut.ip).take(shortcut.frames as usize) {
+                for (at, ip) in shortcut.at.iter().zip(shortcut.ip()).take(shortcut.frames as usize) {
                     prop_assert_eq!(sample.words[from + *at as usize], ip);
                     prop_assert_eq!(sample.words.iter().filter(|word| **word == ip).count(), 1);
                 }
