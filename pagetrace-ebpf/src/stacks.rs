@@ -18,7 +18,7 @@ use pagetrace_ebpf::wire::{
 };
 
 use crate::{
-    kernel::setting,
+    kernel::{as_number, setting},
     state::{RECORDS, Task, count, flag},
 };
 
@@ -45,10 +45,10 @@ const _: () = assert!(MAX_DISTANCE as usize + 1 >= SAMPLE_WORDS * 8);
 /// Words of a window that are read first: what a short chain needs.
 const HEAD: usize = 16;
 /// The rest of a window is shorter than this, and it has all bits set.
-const REST_MASK: u32 = 63;
+const REST_MASK: u32 = 127;
 const _: () = assert!(HEAD + REST_MASK as usize <= WINDOW_ROOM);
 
-/// Words of a sample read at once.
+/// Words of a sample read at once: a power of two.
 const PIECE: usize = 8;
 
 /// `EEXIST`.
@@ -146,18 +146,27 @@ fn known(task: &mut Task, from: u64, place: u32) -> u32 {
             return 0;
         }
     }
-    // Without a branch, since the verifier follows each.
-    let mut differs = 0;
-    for index in 1..MAX_FRAMES {
-        let at = shortcut.at[index] as usize & (WINDOW - 1);
-        // SAFETY: the index is masked to the window's length, a power of two.
-        let word = unsafe { *task.window.as_ptr().add(at) };
-        differs |= word ^ shortcut.sealed_ip[index] ^ SEAL;
+    let mut differs = differing(task, shortcut, 1, MAX_FRAMES / 2);
+    if shortcut.frames > (MAX_FRAMES / 2) as u32 {
+        differs |= differing(task, shortcut, MAX_FRAMES / 2, MAX_FRAMES);
     }
     if differs != 0 {
         return 0;
     }
     shortcut.stack_code
+}
+
+/// The bits in which the window differs from these frames. Without a branch, since the verifier follows each.
+#[inline(always)]
+fn differing(task: &Task, shortcut: &Shortcut, first: usize, end: usize) -> u64 {
+    let mut differs = 0;
+    for index in first..end {
+        let at = shortcut.at[index] as usize & (WINDOW - 1);
+        // SAFETY: the index is masked to the window's length, a power of two.
+        let word = unsafe { *task.window.as_ptr().add(at) };
+        differs |= word ^ shortcut.sealed_ip[index] ^ SEAL;
+    }
+    differs
 }
 
 /// Unwinds.
@@ -210,8 +219,10 @@ fn sample<C: Probed>(ctx: &C, place: u32, stack_id: i32) {
     unsafe {
         record.frames_len =
             bpf_get_stack(ctx.as_ptr(), record.frames.as_mut_ptr().cast(), (SAMPLE_FRAMES * 8) as u32, 0) as i32;
-        let from = ctx.on_stack();
-        // In pieces, since nothing can be read past the end of the stack.
+        // In pieces that end where a stack can end, since nothing can be read past that.
+        let context = as_number(ctx.on_stack()).unwrap_or(0);
+        record.lead = (context & (PIECE as u64 * 8 - 1)) / 8;
+        let from = context & !(PIECE as u64 * 8 - 1);
         for piece in 0..SAMPLE_WORDS / PIECE {
             let to: *mut u64 = record.words.as_mut_ptr().add(piece * PIECE);
             let from = from.wrapping_add((piece * PIECE * 8) as u64);

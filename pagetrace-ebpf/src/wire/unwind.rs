@@ -7,7 +7,7 @@
 use super::codec::wire;
 
 /// Words of stack that a shortcut can span; a power of two.
-pub const WINDOW: usize = 64;
+pub const WINDOW: usize = 128;
 /// Words there is room for, so that the kernel's verifier sees that a read of any masked length fits.
 pub const WINDOW_ROOM: usize = WINDOW + 16;
 /// Words of stack in a sample.
@@ -48,10 +48,19 @@ wire! {
         pub stack_id: i32,
         /// Bytes used in [`Sample::frames`].
         pub frames_len: i32,
+        /// Words in [`Sample::words`] that lie below the program's context.
+        pub lead: u64,
         /// The stack, innermost first.
         pub frames: [u64; SAMPLE_FRAMES],
-        /// Words of the stack from the program's context upwards.
+        /// Words of the stack, upwards.
         pub words: [u64; SAMPLE_WORDS],
+    }
+}
+
+impl Sample {
+    /// Words of the stack from the program's context upwards.
+    pub fn above(&self) -> &[u64] {
+        usize::try_from(self.lead).ok().and_then(|lead| self.words.get(lead..)).unwrap_or_default()
     }
 }
 

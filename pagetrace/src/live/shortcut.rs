@@ -169,7 +169,10 @@ impl Learner {
         let frames: Vec<u64> = sample.frames.iter().take(len).copied().take_while(|frame| *frame != 0).collect();
         let chain = self.chain(sample.program, &frames)?.to_vec();
         let places = |ip: &u64| {
-            (0_u32..).zip(sample.words).filter(|(_, word)| word == ip).fold(0_u128, |places, (at, _)| places | 1 << at)
+            (0_u32..)
+                .zip(sample.above())
+                .filter(|(_, word)| *word == ip)
+                .fold(0_u128, |places, (at, _)| places | 1 << at)
         };
         let seen: Vec<u128> = chain.iter().map(places).collect();
         if self.candidates.len() >= MAX_CANDIDATES && !self.candidates.contains_key(&chain) {
@@ -189,7 +192,7 @@ impl Learner {
         if is_in(*chain.last()?, &self.faults) {
             // The fault of a system call's copy has the same chain so far, and more above it.
             let cs = at.last()? + TO_CS;
-            if sample.words.get(cs as usize) != Some(&USER_CS) || chain.len() == MAX_FRAMES {
+            if sample.above().get(cs as usize) != Some(&USER_CS) || chain.len() == MAX_FRAMES {
                 return None;
             }
             at.push(cs);
@@ -328,6 +331,21 @@ mod tests {
     }
 
     #[test]
+    fn words_below_the_context_do_not_count() {
+        let mut sample = sample(
+            kind::BTF_TRACEPOINT,
+            &[PROGRAM, RUN, VM_MMAP, SYSCALL],
+            &[(1, VM_MMAP), (9, VM_MMAP), (24, SYSCALL)],
+        );
+        assert_eq!(often(&mut learner(), &sample), None, "two places");
+        sample.lead = 3;
+        let (distance, shortcut) = often(&mut learner(), &sample).expect("one place");
+        assert_eq!((distance, shortcut.at[1]), (48, 15));
+        sample.lead = SAMPLE_WORDS as u64 + 1;
+        assert_eq!(often(&mut learner(), &sample), None, "nonsense");
+    }
+
+    #[test]
     fn a_kprobe_needs_the_return_address_where_the_stack_pointer_points() {
         let chain = |at| {
             let words = [(at, KSYS_MMAP), (9, SYSCALL)];
@@ -342,7 +360,7 @@ mod tests {
         for word in [sample.kind, sample.program, sample.stack_id.cast_unsigned(), sample.frames_len.cast_unsigned()] {
             out.extend(word.to_le_bytes());
         }
-        for word in sample.frames.iter().chain(&sample.words) {
+        for word in [sample.lead].iter().chain(&sample.frames).chain(&sample.words) {
             out.extend(word.to_le_bytes());
         }
         out
