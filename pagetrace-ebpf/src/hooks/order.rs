@@ -25,7 +25,10 @@ use self::{
     classify::Found,
     state::{ORDER_BORN, ORDER_EDGES, Order, Slot, flag, order, order_or_new, pop, push, slot, tentative},
 };
-use super::violation::{OWNER_FLAGS, READER_SHIFT, WRITER_LOCKED};
+use super::{
+    settle::{self, Outcome, already_owned},
+    violation::{OWNER_FLAGS, READER_SHIFT, WRITER_LOCKED},
+};
 use crate::{
     kernel::{
         as_number, current, current_mm, describe_mm, member, mm_of_lock, nofault, owner_task, read, read_str, setting,
@@ -170,11 +173,7 @@ extern "C" fn order_want(lock: u64, flags: u32) -> u32 {
         return 0;
     }
     let Some(order) = order_or_new() else { return 0 };
-    if tentative(order).is_some() {
-        // Whether the last one was taken is unknown: then it is not followed.
-        count(counter::ORDER_RETURN_MISSED);
-        order.depth -= 1;
-    }
+    settle(order);
     let mut wanted = order.wanted;
     let found = classify::classify(lock, flags & how::MUTEX != 0, &mut wanted);
     order.wanted = wanted;
@@ -200,6 +199,7 @@ extern "C" fn order_want_mm(mm: u64, address: u64, how: u32) -> u32 {
         return 0;
     }
     let Some(order) = order() else { return 0 };
+    settle(order);
     order.wanted.lock = mm.wrapping_add(setting(setting::MM_LOCK));
     classify::by_mm(mm, &mut order.wanted);
     order.address = address;
@@ -237,6 +237,64 @@ extern "C" fn order_edges(flags: u32) -> u32 {
         }
     }
     if order.fresh == 0 { FOLLOWED } else { FOLLOWED | FRESH }
+}
+
+/// The task runs outside of any lock function: an attempt that is still open has ended without being seen.
+#[inline(always)]
+fn settle(order: &mut Order) {
+    if tentative(order).is_some() {
+        order_settle();
+    }
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn order_settle() -> u32 {
+    let Some(order) = order() else { return 0 };
+    let depth = order.depth;
+    if depth == 0 || depth > MAX_ORDER as u32 {
+        return 0;
+    }
+    let attempt = outer(order, depth - 1);
+    let mut outcome = outcome(attempt);
+    if outcome == Outcome::Acquired && already_owned(attempt.flags) && holds_below(order, attempt.lock, depth - 1) {
+        outcome = Outcome::Unknown;
+    }
+    count(match outcome {
+        // Then it is not followed.
+        Outcome::Unknown => counter::ORDER_RETURN_MISSED,
+        _ => counter::ORDER_RETURN_SETTLED,
+    });
+    if outcome == Outcome::Acquired {
+        slot(order, depth - 1).flags &= !held::TENTATIVE;
+    } else {
+        order.depth = depth - 1;
+    }
+    0
+}
+
+/// What the words of the lock tell of the attempt. A mutex names its owner (kernel/locking/mutex.c, `__mutex_owner`).
+#[inline(always)]
+fn outcome(attempt: &Slot) -> Outcome {
+    if attempt.flags & how::MUTEX == 0 {
+        let word = |word: usize| read::<u64>(attempt.lock.wrapping_add(setting(word)));
+        return settle::of_rwsem(word(setting::SEM_COUNT), word(setting::SEM_OWNER), attempt.flags);
+    }
+    match member::<u64>(attempt.lock, setting::MUTEX_OWNER) {
+        None => Outcome::Unknown,
+        Some(owner) if owner & !OWNER_FLAGS != current() => Outcome::Failed,
+        Some(_) => Outcome::Acquired,
+    }
+}
+
+/// Whether a hold of the lock is below this index.
+#[inline(always)]
+fn holds_below(order: &mut Order, lock: u64, index: u32) -> bool {
+    let mut found = false;
+    for below in 0..MAX_ORDER as u32 {
+        found |= below < index && slot(order, below).lock == lock;
+    }
+    found
 }
 
 /// A slot, to be read beside the rest of the task: a copy would lie on the stack.

@@ -22,9 +22,12 @@ const SIGKILL: u64 = 1 << 8;
 
 /// What an attempt came to.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Outcome {
+pub(super) enum Outcome {
+    /// The task has the lock.
     Acquired,
+    /// It has not.
     Failed,
+    /// The lock's words do not tell.
     Unknown,
 }
 
@@ -74,16 +77,29 @@ extern "C" fn settle_last() -> u32 {
 
 #[inline(always)]
 fn outcome(task: &mut Task, attempt: &Slot, index: u32) -> Outcome {
-    let Some(word) = sem_word(attempt.mm, setting::SEM_COUNT) else { return Outcome::Unknown };
-    if attempt.flags & held::WRITE != 0 {
-        let Some(owner) = sem_word(attempt.mm, setting::SEM_OWNER) else { return Outcome::Unknown };
-        if word & WRITER_LOCKED == 0 || owner & !OWNER_FLAGS != current() {
-            return Outcome::Failed;
-        }
-        // A trylock also fails against the task itself, which then is the owner all the same.
-        return match attempt.flags & held::TRY != 0 && holds_below(task, attempt.mm, index) {
-            true => Outcome::Unknown,
-            false => Outcome::Acquired,
+    let (word, owner) = (sem_word(attempt.mm, setting::SEM_COUNT), sem_word(attempt.mm, setting::SEM_OWNER));
+    match of_rwsem(word, owner, attempt.flags) {
+        Outcome::Acquired if already_owned(attempt.flags) && holds_below(task, attempt.mm, index) => Outcome::Unknown,
+        outcome => outcome,
+    }
+}
+
+/// Whether the lock's words tell as much when the attempt failed because the task has the lock already: a trylock fails
+/// against the task itself, which then is the owner all the same.
+#[inline(always)]
+pub(super) fn already_owned(flags: u32) -> bool {
+    flags & held::WRITE != 0 && flags & held::TRY != 0
+}
+
+/// What the words of an rwsem tell of an attempt with these [`held`] flags.
+#[inline(always)]
+pub(super) fn of_rwsem(word: Option<u64>, owner: Option<u64>, flags: u32) -> Outcome {
+    let Some(word) = word else { return Outcome::Unknown };
+    if flags & held::WRITE != 0 {
+        return match owner {
+            None => Outcome::Unknown,
+            Some(owner) if word & WRITER_LOCKED == 0 || owner & !OWNER_FLAGS != current() => Outcome::Failed,
+            Some(_) => Outcome::Acquired,
         };
     }
     if word & WRITER_LOCKED != 0 || (word & (i64::MAX as u64)) >> READER_SHIFT == 0 {
@@ -91,7 +107,7 @@ fn outcome(task: &mut Task, attempt: &Slot, index: u32) -> Outcome {
     }
     // A killable wait ends without the lock for nothing but a fatal signal, and that stays pending until the task is gone
     // (kernel/sched/core.c, `signal_pending_state`).
-    match attempt.flags & (held::TRY | held::ANY_SIGNAL) == 0 && !dies() {
+    match flags & (held::TRY | held::ANY_SIGNAL) == 0 && !dies() {
         true => Outcome::Acquired,
         false => Outcome::Unknown,
     }

@@ -31,7 +31,7 @@ want! {
     fe_order_down_read, held::READ;
     fe_order_down_read_nested, held::READ;
     fe_order_down_read_non_owner, held::READ;
-    fe_order_down_read_interruptible, held::READ | held::TENTATIVE;
+    fe_order_down_read_interruptible, held::READ | held::TENTATIVE | held::ANY_SIGNAL;
     fe_order_down_read_killable, held::READ | held::TENTATIVE;
     fe_order_down_read_killable_nested, held::READ | held::TENTATIVE;
     fe_order_down_read_trylock, held::READ | held::TENTATIVE | held::TRY;

@@ -28,6 +28,7 @@ want! {
     kp_order_mutex_try, how::MUTEX | held::WRITE | held::TENTATIVE | held::TRY;
     kp_order_read, held::READ;
     kp_order_read_may_fail, held::READ | held::TENTATIVE;
+    kp_order_read_interruptible, held::READ | held::TENTATIVE | held::ANY_SIGNAL;
     kp_order_read_try, held::READ | held::TENTATIVE | held::TRY;
     kp_order_write, held::WRITE;
     kp_order_write_may_fail, held::WRITE | held::TENTATIVE;

@@ -63,4 +63,6 @@ counters! {
     ORDER_STALE_HOLD = 24, "order_stale_hold";
     /// The return of a lock function was not seen, and the lock's words told what it came to.
     RETURN_SETTLED = 25, "return_settled";
+    /// The return of a lock function was not seen, and the lock's words told what it came to, for the lock order.
+    ORDER_RETURN_SETTLED = 26, "order_return_settled";
 }

@@ -10,8 +10,10 @@ use super::{
 enum Ends {
     /// With the lock.
     Acquired,
-    /// With 0, or without the lock.
+    /// With 0, or without the lock after a signal.
     MayFail,
+    /// As that, of a reader, whom the lock does not name, and after whatever signal.
+    Interruptible,
     /// With 1, or without the lock.
     Try,
 }
@@ -38,7 +40,7 @@ const ACQUIRE: [(&str, &str, Ends, Where); 23] = [
     ("mutex_lock_killable_nested", "mutex", Ends::MayFail, Where::Lockdep),
     ("_mutex_trylock_nest_lock", "mutex", Ends::Try, Where::Lockdep),
     ("down_read", "read", Ends::Acquired, Where::Always),
-    ("down_read_interruptible", "read", Ends::MayFail, Where::Always),
+    ("down_read_interruptible", "read", Ends::Interruptible, Where::Always),
     ("down_read_killable", "read", Ends::MayFail, Where::Always),
     ("down_read_trylock", "read", Ends::Try, Where::Always),
     ("down_write", "write", Ends::Acquired, Where::Always),
@@ -74,6 +76,7 @@ fn acquire(attach: Attach, (name, mode, ends, _): (&str, &str, Ends, Where)) -> 
     let (entry, exit) = match ends {
         Ends::Acquired => (format!("order_{mode}"), None),
         Ends::MayFail => (format!("order_{mode}_may_fail"), Some("order_may_fail")),
+        Ends::Interruptible => (format!("order_{mode}_interruptible"), Some("order_may_fail")),
         Ends::Try => (format!("order_{mode}_try"), Some("order_try")),
     };
     let (enter, leave) = kinds(fentry);

@@ -8,7 +8,10 @@ use super::{
     report::{self, list, text},
     tool::{LIMIT, Tool, tail},
 };
-use crate::fixture::cases::{self, CASES, Kind};
+use crate::fixture::{
+    cases::{self, CASES, Kind},
+    crowd,
+};
 
 /// A case, the shape of its cycle, its length, a part of the name of a lock in it, and how that name is found.
 const INVERTING: &[(&str, &str, usize, &str, &str)] = &[
@@ -21,6 +24,7 @@ const INVERTING: &[(&str, &str, usize, &str, &str)] = &[
     ("ord-abba", "address-spaces", 2, "mmap_lock", "mm-struct"),
     ("ord-recursive", "recursive", 1, "mmap_lock", "mm-struct"),
     ("ord-held-trylock", "classes", 2, "pagetrace_fixture:ptf_tried_outside_lock", "symbol"),
+    ("ord-killable", "classes", 2, "pagetrace_fixture:ptf_killable_lock", "symbol"),
 ];
 
 /// Runs the cases: by the attach type that is chosen here, or, if that is asked for, by each there is.
@@ -48,7 +52,21 @@ pub fn run(tool: &Tool, module: bool, ways: &[&str], thorough: bool, tally: &mut
     if module {
         tally.case("order/silent-without", || silent_without(tool, first));
         tally.case("order/recorded", || recorded(tool, first));
+        if ways.contains(&"kprobe") {
+            tally.case("order/crowded", || crowded(tool));
+        }
     }
+}
+
+/// With no room left to see the lock function return, the lock is followed all the same.
+fn crowded(tool: &Tool) -> Result<()> {
+    let ended = tool.run(tool.check(&["--order", "--attach", "kprobe"], &["crowded", crowd::ORDER_CASE, "1"]))?;
+    ensure!(ended.log.contains("crowded: ok"), "not exercised: {}", tail(&ended.log));
+    let report = report::parse(&ended.stdout)?;
+    ensure!(report::loss(&report, "order_return_settled") > 0, "no return was missed: {}", report["loss"]);
+    ensure!(report::loss(&report, "order_return_missed") == 0, "locks were not followed: {}", report["loss"]);
+    let row = INVERTING.iter().find(|row| row.0 == crowd::ORDER_CASE).context("it is one of the cases")?;
+    matches(&report, row)
 }
 
 /// Everything in one run: guests are slow.

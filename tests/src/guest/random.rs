@@ -49,7 +49,7 @@ fn random(tool: &Tool, attach: &str) -> Result<()> {
 /// With no room left, a return is missed each time; a lock that can only be held by then counts as held.
 fn crowded(tool: &Tool) -> Result<()> {
     const TIMES: u64 = 3;
-    let ended = tool.run(tool.check(&["--attach", "kprobe"], &["crowded", &TIMES.to_string()]))?;
+    let ended = tool.run(tool.check(&["--attach", "kprobe"], &["crowded", crowd::CASE, &TIMES.to_string()]))?;
     ensure!(ended.log.contains("crowded: ok"), "not exercised: {}", tail(&ended.log));
     let report = report::parse(&ended.stdout)?;
     ensure!(report::loss(&report, "return_settled") >= TIMES, "no return was missed: {}", report["loss"]);
