@@ -6,6 +6,7 @@ pub(crate) mod fault;
 pub(crate) mod leak;
 pub(crate) mod lock;
 pub(crate) mod order;
+mod page;
 mod seen;
 pub(crate) mod settle;
 pub(crate) mod task;

@@ -15,6 +15,7 @@ use pagetrace_ebpf::wire::{
 
 use super::{
     lock::{given_away, remove},
+    page::page_tell,
     seen,
 };
 use crate::{
@@ -209,6 +210,9 @@ fn tell(task: &mut Task, stack: i32, stack_len: i32) {
         seen::told(task, record.header.ts);
     }
     entry.submit(0);
+    if access.flags & violation::LEAKED == 0 {
+        page_tell();
+    }
     if access.flags & (violation::LATENT | violation::LEAKED) == 0 {
         task.pending_address = access.address;
         task.flags |= flag::WANTS_VMA;

@@ -77,6 +77,34 @@ wire! {
     }
 }
 
+/// Bits of an entry of a page table (arch/x86/include/asm/pgtable_types.h).
+pub mod pte {
+    /// The processor follows it.
+    pub const PRESENT: u64 = 1;
+    /// Writes are allowed.
+    pub const WRITABLE: u64 = 1 << 1;
+    /// Above the lowest level: it is a page, and no table.
+    pub const HUGE: u64 = 1 << 7;
+    /// When it is not present: it is there, but nobody may access it (`_PAGE_PROTNONE`).
+    pub const NO_ACCESS: u64 = 1 << 8;
+}
+
+wire! {
+    /// The entry of the page tables that the walk for the last violation's address of this task ended with.
+    pub struct Page {
+        /// Common part.
+        pub header: Header,
+        /// The accessed address.
+        pub address: u64,
+        /// The entry.
+        pub entry: u64,
+        /// Its level: 1 for a page of 4 KiB, 2 for 2 MiB, 3 for 1 GiB.
+        pub level: u32,
+        /// Explicit padding.
+        pub pad: u32,
+    }
+}
+
 /// Who took a fault; [`Fault::mode`].
 pub mod mode {
     /// A user-mode exception.

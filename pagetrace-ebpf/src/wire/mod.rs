@@ -33,6 +33,8 @@ pub mod kind {
     pub const WAIT: u32 = 5;
     /// [`super::lock::Hold`]: a hold of an mmap lock, ended.
     pub const HOLD: u32 = 6;
+    /// [`super::fault::Page`]: what the page tables said of the address of the violation before it.
+    pub const PAGE: u32 = 7;
     /// [`super::stream::Lock`].
     pub const LOCK: u32 = 16;
     /// [`super::stream::Exception`].

@@ -69,7 +69,7 @@ settings! {
     DENTRY_INODE,
     /// `inode.i_ino`.
     INODE_INO,
-    /// Address of the variable `page_offset_base`, for the slab check.
+    /// Address of the variable `page_offset_base`.
     PAGE_OFFSET_BASE,
     /// Address of the variable `vmemmap_base`, for the slab check.
     VMEMMAP_BASE,
@@ -179,6 +179,12 @@ settings! {
     TEXT_END,
     /// Where a function with a return probe returns to.
     RETPROBE_RETURN,
+    /// `mm_struct.pgd`.
+    MM_PGD,
+    /// Address of the variable `pgdir_shift`, on kernels that can have five levels of page tables.
+    PGDIR_SHIFT,
+    /// Address of the variable `sme_me_mask`, on kernels that can encrypt memory.
+    SME_MASK,
 }
 
 /// Values of [`TARGET_MODE`].

@@ -13,6 +13,7 @@ use pagetrace_ebpf::wire::{
 use super::{
     finding::{Access, Class, Finding, HeldLock, LockMode, MmId, Relation, Severity, TaskId, VmaInfo},
     latent,
+    page::PageInfo,
     repeat::{Fate, Repeat, Told},
 };
 use crate::record::{Record, name};
@@ -176,6 +177,12 @@ impl Correlator {
                 self.vma(vma);
                 Outcome::None
             }
+            Record::Page(page) => {
+                if let Some(access) = self.shown(&page.header, page.address) {
+                    access.page.get_or_insert(PageInfo::of(page.entry, page.level));
+                }
+                Outcome::None
+            }
             Record::Unknown { .. } => {
                 self.unknown_records += 1;
                 Outcome::None
@@ -256,6 +263,7 @@ impl Correlator {
                 write: (record.flags & violation::ERROR_KNOWN != 0).then_some(record.error & X86_PF_WRITE != 0),
                 mm: mm_id(&record.mm),
                 vma: None,
+                page: None,
                 stack,
             },
         };
@@ -357,15 +365,17 @@ impl Correlator {
         (Outcome::New(index), Fate::Counted(index, class), index)
     }
 
+    /// The access that a finding shows, if it is this one: other tasks have other mappings at the same address.
+    fn shown(&mut self, header: &Header, address: u64) -> Option<&mut Access> {
+        let task = TaskKey::of(header);
+        let index = *self.last_of_task.get(&task)?;
+        let (finding, seen) = (self.findings.get_mut(index)?, self.seen.get(index)?);
+        (finding.access.address == address && seen.shown == task).then_some(&mut finding.access)
+    }
+
     fn vma(&mut self, record: &Vma) {
-        let task = TaskKey::of(&record.header);
-        let Some(&index) = self.last_of_task.get(&task) else { return };
-        let (Some(finding), Some(seen)) = (self.findings.get_mut(index), self.seen.get(index)) else { return };
-        // Other tasks have other mappings at the same address.
-        if finding.access.address != record.address || seen.shown != task {
-            return;
-        }
-        finding.access.vma = Some(VmaInfo {
+        let Some(access) = self.shown(&record.header, record.address) else { return };
+        access.vma = Some(VmaInfo {
             start: record.start,
             end: record.end,
             perms: perms(record.vm_flags),

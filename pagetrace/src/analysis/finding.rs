@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::page::PageInfo;
+
 /// Kind of finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -156,6 +158,8 @@ pub struct Access {
     pub mm: MmId,
     /// VMA of the address, where it could be had without the lock.
     pub vma: Option<VmaInfo>,
+    /// The page before the fault was handled, where that could be read.
+    pub page: Option<PageInfo>,
     /// Kernel stack, innermost first.
     pub stack: Vec<u64>,
 }

@@ -7,11 +7,13 @@ mod finding;
 mod latent;
 pub mod model;
 pub mod order;
+mod page;
 mod repeat;
 mod verdict;
 
 pub use compare::{CrossCheck, Disagreement};
 pub use correlate::{Correlator, Outcome, Stacks, Suspected, severity_of, suspected};
 pub use finding::{Access, Class, Finding, HeldLock, LockMode, MmId, Relation, Severity, TaskId, VmaInfo};
+pub use page::{PageInfo, PageState};
 pub use repeat::Repeat;
 pub use verdict::{Inputs, Loss, Verdict, judge};

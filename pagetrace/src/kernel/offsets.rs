@@ -90,6 +90,8 @@ layout! {
         optional {
             /// The task that answers for the address space; needs `CONFIG_MEMCG`.
             owner = ["owner"],
+            /// The highest page table.
+            pgd = ["pgd"],
             /// lockdep's description of the lock, on kernels that have lockdep.
             mmap_lock_dep_map = ["mmap_lock.dep_map"],
             /// Sequence count of the per-VMA locks.

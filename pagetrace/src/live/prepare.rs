@@ -123,6 +123,7 @@ pub fn settings(btf: &Btf, kallsyms: Option<&Kallsyms>, offsets: &Offsets, plan:
     out.set_if(setting::TASK_START, task.start_time.map(u64::from))
         .set_if(setting::TASK_PENDING, task.pending.map(u64::from))
         .set_if(setting::MM_OWNER, mm.owner.map(u64::from))
+        .set_if(setting::MM_PGD, mm.pgd.map(u64::from))
         .set_if(setting::SEM_OWNER, rwsem.owner.map(u64::from))
         .set_if(setting::REGS_CS, regs.cs.map(u64::from))
         .set_if(setting::FILE_PRIVATE, btf.member_offset("file", "private_data").map(u64::from))
@@ -144,7 +145,11 @@ pub fn settings(btf: &Btf, kallsyms: Option<&Kallsyms>, offsets: &Offsets, plan:
         order::set(&mut out, btf, kallsyms, slab.as_ref());
     }
     if let Some(symbols) = kallsyms {
-        out.set_if(setting::INIT_MM, symbols.address_of("init_mm"));
+        let variable = |name: &str| symbols.address_of(name).filter(|at| *at != 0);
+        out.set_if(setting::INIT_MM, symbols.address_of("init_mm"))
+            .set_if(setting::PAGE_OFFSET_BASE, variable("page_offset_base"))
+            .set_if(setting::PGDIR_SHIFT, variable("pgdir_shift"))
+            .set_if(setting::SME_MASK, variable("sme_me_mask"));
         if let Some(slab) = slab {
             set_slab(&mut out, slab, symbols);
         }

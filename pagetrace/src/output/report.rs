@@ -14,7 +14,9 @@ use super::{
     provocation::Provocation,
 };
 use crate::{
-    analysis::{Class, Finding, HeldLock, Inputs, LockMode, MmId, Relation, Severity, Verdict, VmaInfo, judge},
+    analysis::{
+        Class, Finding, HeldLock, Inputs, LockMode, MmId, PageInfo, Relation, Severity, Verdict, VmaInfo, judge,
+    },
     lines::Source,
     plan::{Attach, PassedOver, Plan, Probe},
     policy,
@@ -334,6 +336,9 @@ pub struct Fault {
     pub owner: Option<Owner>,
     /// VMA of the address; null when the lock it is under could not be had.
     pub vma: Option<Vma>,
+    /// The page before the fault was handled, as the page tables had it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub page: Option<PageInfo>,
     /// The instruction that accessed it.
     pub instruction: Frame,
     /// Where it was accessed.
@@ -407,6 +412,7 @@ impl ReportedFinding {
                 mm: format!("{:#x}", access.mm.address),
                 owner: owner(&access.mm),
                 vma: access.vma.as_ref().map(vma),
+                page: access.page,
                 instruction: instruction.unwrap_or(Frame {
                     addr: format!("{:#x}", access.ip),
                     symbol: None,
@@ -436,5 +442,6 @@ impl ReportedFinding {
         self.hung = !finding.stuck.is_empty();
         self.stuck_tids.clone_from(&finding.stuck);
         self.fault.vma = finding.access.vma.as_ref().map(vma);
+        self.fault.page = finding.access.page;
     }
 }

@@ -246,6 +246,7 @@ pub(crate) mod tests {
                 mm: "0x1".into(),
                 owner: None,
                 vma: None,
+                page: None,
                 instruction: frame("rep_movs_alternative", 1),
                 stack: vec![
                     frame("asm_exc_page_fault", 1),

@@ -272,6 +272,10 @@ fn write_access(out: &mut String, finding: &ReportedFinding) -> fmt::Result {
             writeln!(out, "  vma      not known: it is looked up under the lock, and that was not had or not seen")?;
         }
     }
+    if let Some(page) = &fault.page {
+        let file = fault.vma.as_ref().map(|vma| vma.file.is_some());
+        writeln!(out, "  page     {}", page.text(fault.write, file))?;
+    }
     Ok(())
 }
 

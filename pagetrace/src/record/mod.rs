@@ -9,7 +9,7 @@ pub mod writer;
 
 use pagetrace_ebpf::wire::{
     Field as _, Wire,
-    fault::{Fault, Violation, Vma},
+    fault::{Fault, Page, Violation, Vma},
     kind,
     lock::{Hold, Wait},
     order, stream,
@@ -23,6 +23,8 @@ pub enum Record {
     Violation(Box<Violation>),
     /// The VMA of the violation before it.
     Vma(Vma),
+    /// The page table's entry for the violation before it.
+    Page(Page),
     /// A page fault.
     Fault(Fault),
     /// A page walk.
@@ -62,6 +64,7 @@ impl Record {
         match kind {
             Some(kind::VIOLATION) => Violation::decode(bytes).map(|v| Self::Violation(Box::new(v))),
             Some(kind::VMA) => Vma::decode(bytes).map(Self::Vma),
+            Some(kind::PAGE) => Page::decode(bytes).map(Self::Page),
             Some(kind::FAULT) => Fault::decode(bytes).map(Self::Fault),
             Some(kind::WALK) => Walk::decode(bytes).map(Self::Walk),
             Some(kind::WAIT) => Wait::decode(bytes).map(Self::Wait),

@@ -107,6 +107,21 @@ fn finding_matches(finding: &Value, expected: &Expected, vma: bool) -> Result<()
     Ok(())
 }
 
+/// Whether each fault of the fixtures, whose pages nobody touched before, has the page tables' word for it.
+///
+/// # Errors
+/// The first that has not.
+pub fn pages_are_untouched(report: &Value) -> Result<()> {
+    let faults: Vec<_> =
+        list(&report["findings"]).iter().filter(|it| text(&it["class"]) == "fault-under-lock").collect();
+    ensure!(!faults.is_empty(), "there are no faults");
+    for fault in faults {
+        let page = &fault["fault"]["page"];
+        ensure!(text(&page["state"]) == "not-mapped", "{}: the page is {page}", comm(fault));
+    }
+    Ok(())
+}
+
 /// The process whose lock it is said to be, when that can be true.
 fn owned(lock: &Value, finding: &Value, case: &str) -> Result<u64> {
     let owner = &lock["owner"];

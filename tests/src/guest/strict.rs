@@ -103,6 +103,10 @@ fn matches(report: &Value, (case, write, relation, mode): &(&str, bool, &str, &s
     ensure!(text(&lock["relation"]) == *relation, "the lock is {}", lock["relation"]);
     ensure!(text(&lock["mode"]) == *mode, "the lock is held for {}", lock["mode"]);
     ensure!(access["write"] == *write, "the access is a write: {}", access["write"]);
+    if super::shows_page_tables() {
+        let state = text(&access["page"]["state"]);
+        ensure!(matches!(state, "read-only" | "writable"), "the page is {}", access["page"]);
+    }
     let page = cases::page_of(case).context("every case has a page")?;
     ensure!(text(&access["address"]) == format!("{:#x}", page + OFFSET), "the address is {}", access["address"]);
     let named = |stack: &Value| list(stack).iter().any(|frame| text(&frame["symbol"]).starts_with("ptf_"));
