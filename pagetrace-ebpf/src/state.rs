@@ -100,22 +100,24 @@ pub(crate) fn slot(task: &mut Task, index: u32) -> &mut Slot {
     unsafe { &mut *task.slots.as_mut_ptr().add(index) }
 }
 
-/// Slots used, read anew: what a comparison tells the verifier of a number that is kept in a register it carries along,
-/// and then looks at the rest of the program once for each outcome.
+/// A number of a map, read anew: what a comparison tells the verifier of a number that is kept in a register it carries
+/// along, and then looks at the rest of the program once for each outcome.
 #[inline(always)]
-pub(crate) fn depth(task: &Task) -> u32 {
+pub(crate) fn anew(place: &u32) -> u32 {
     // SAFETY: a reference is valid to read from.
-    unsafe { core::ptr::read_volatile(&raw const task.depth) }
+    unsafe { core::ptr::read_volatile(&raw const *place) }
 }
 
-/// The same number, of which the verifier knows nothing any more; see [`depth`].
+/// The same value, of which the verifier knows nothing any more, nor what type of pointer it is, once it went through a
+/// place in a map; see [`anew`].
 #[inline(always)]
-pub(crate) fn unknown(task: &mut Task, number: u32) -> u32 {
-    let place = &raw mut task.number;
-    // SAFETY: the place is the task's own. Volatile, since what is read must not be taken for what was written.
+pub(crate) fn through<T: Copy>(place: &mut T, value: T) -> T {
+    let place = &raw mut *place;
+    // SAFETY: a reference is valid to write to and to read from. Volatile, since what is read must not be taken for what
+    // was written.
     unsafe {
-        core::ptr::write_volatile(place, u64::from(number));
-        core::ptr::read_volatile(place) as u32
+        core::ptr::write_volatile(place, value);
+        core::ptr::read_volatile(place)
     }
 }
 

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     kernel::{as_number, current_mm, describe_mm, member, owner_task},
-    state::{Access, RECORDS, Slot, Task, count, depth, fill_header, holds, slot, state_of, task},
+    state::{Access, RECORDS, Slot, Task, anew, count, fill_header, holds, slot, state_of, task},
     target,
 };
 
@@ -125,7 +125,8 @@ fn tell(task: &mut Task, ended: u64) {
     record.held_len = task.depth;
     for index in 0..MAX_HELD as u32 {
         let Some(out) = record.held.get_mut(index as usize) else { break };
-        let copy = if index < depth(task) { *slot(task, index) } else { Slot { mm: 0, since: 0, flags: 0, stack: -1 } };
+        let copy =
+            if index < anew(&task.depth) { *slot(task, index) } else { Slot { mm: 0, since: 0, flags: 0, stack: -1 } };
         describe_hold(&copy, out);
     }
     record.stack_len = 0;

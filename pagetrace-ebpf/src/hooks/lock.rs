@@ -17,7 +17,7 @@ use super::{settle::settle, violation};
 use crate::{
     kernel::{current_mm, describe_mm, predates_tracing, setting},
     stacks::{Probed, stack_id},
-    state::{self, RECORDS, Slot, Task, count, fill_header, flag, holds, now, slot, task, task_or_new, unknown},
+    state::{RECORDS, Slot, Task, anew, count, fill_header, flag, holds, now, slot, task, task_or_new, through},
     stream, target,
 };
 
@@ -29,18 +29,6 @@ static ORPHAN_RELEASES: HashMap<u64, u64> = HashMap::with_max_entries(4096, 0);
 #[inline(always)]
 fn ignored(mm: u64) -> bool {
     mm == 0 || mm == setting(setting::INIT_MM)
-}
-
-/// The same address, of which the verifier does not know any more that it points to an mm: with a type it keeps more
-/// states apart than it can look at.
-#[inline(always)]
-fn untyped(task: &mut Task, mm: u64) -> u64 {
-    let place = &raw mut task.mm;
-    // SAFETY: the place is the task's own. Volatile, since what is read must not be taken for what was written.
-    unsafe {
-        core::ptr::write_volatile(place, mm);
-        core::ptr::read_volatile(place)
-    }
 }
 
 /// A wait for the lock may begin.
@@ -76,7 +64,8 @@ pub(crate) fn on_outcome(ctx: &impl Probed, mm: u64, flags: u32, acquired: bool)
         false => task(),
     };
     let Some(task) = known else { return };
-    let mm = untyped(task, mm);
+    // With the type of a pointer to an mm the verifier keeps more states apart than it can look at.
+    let mm = through(&mut task.mm, mm);
     settle(task);
     let op = if acquired { op::ACQUIRED } else { op::FAILED };
     let told = stream::lock(task, mm, op, flags);
@@ -227,10 +216,10 @@ fn innermost(task: &mut Task, mm: u64) -> u32 {
     }
     let mut found = NOT_HELD;
     for index in 0..MAX_HELD as u32 {
-        if index < state::depth(task) && slot(task, index).mm == mm {
+        if index < anew(&task.depth) && slot(task, index).mm == mm {
             found = index;
         }
-        found = unknown(task, found);
+        found = through(&mut task.number, found);
     }
     found
 }
@@ -244,12 +233,12 @@ pub(crate) fn remove(task: &mut Task, index: u32) {
         return;
     }
     for next in 1..MAX_HELD as u32 {
-        if next > unknown(task, index) && next < state::depth(task) {
+        if next > through(&mut task.number, index) && next < anew(&task.depth) {
             let moved = *slot(task, next);
             *slot(task, next - 1) = moved;
         }
     }
-    task.depth = state::depth(task).saturating_sub(1);
+    task.depth = anew(&task.depth).saturating_sub(1);
 }
 
 #[inline(always)]
@@ -268,7 +257,7 @@ fn push(ctx: &impl Probed, task: &mut Task, mm: u64, flags: u32) {
             remove(task, index);
         }
     }
-    let depth = state::depth(task);
+    let depth = anew(&task.depth);
     if depth >= MAX_HELD as u32 {
         task.overflow += 1;
         count(counter::HELD_OVERFLOW);

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     kernel::{current, describe_mm, member, member_or_zero, read, setting},
-    state::{Access, RECORDS, Slot, Task, count, depth, fill_header, flag, holds, slot, task},
+    state::{Access, RECORDS, Slot, Task, anew, count, fill_header, flag, holds, slot, task},
     stream, target,
 };
 
@@ -192,7 +192,8 @@ fn tell(task: &mut Task, stack: i32, stack_len: i32) {
     record.held_len = task.depth;
     for index in 0..MAX_HELD as u32 {
         let Some(out) = record.held.get_mut(index as usize) else { break };
-        let copy = if index < depth(task) { *slot(task, index) } else { Slot { mm: 0, since: 0, flags: 0, stack: -1 } };
+        let copy =
+            if index < anew(&task.depth) { *slot(task, index) } else { Slot { mm: 0, since: 0, flags: 0, stack: -1 } };
         describe_hold(&copy, out);
         out.flags &= !held::STREAMED;
         if copy.mm != 0 && given_away(copy.mm, copy.since) {

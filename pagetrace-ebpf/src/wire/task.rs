@@ -68,7 +68,9 @@ wire! {
         /// Whose lock the event at hand is about.
         pub mm: u64,
         /// A number of the event at hand.
-        pub number: u64,
+        pub number: u32,
+        /// Explicit padding.
+        pub pad: u32,
         /// Address of the exception whose lock attempt is waited for.
         pub pending_address: u64,
         /// Its instruction.

@@ -13,7 +13,7 @@ use pagetrace_ebpf::wire::{
 
 use crate::{
     kernel::current,
-    state::{count, now},
+    state::{anew, count, now, through},
 };
 
 pub(crate) use pagetrace_ebpf::wire::order::{OrderSlot as Slot, OrderTask as Order};
@@ -126,39 +126,21 @@ pub(crate) fn pop(order: &mut Order, lock: u64) {
     }
     let mut found = MAX_ORDER as u32;
     for index in 0..MAX_ORDER as u32 {
-        if index < self::depth(order) && slot(order, index).lock == lock {
+        if index < anew(&order.depth) && slot(order, index).lock == lock {
             found = index;
         }
-        found = unknown(order, found);
+        found = through(&mut order.number, found);
     }
     if found == MAX_ORDER as u32 {
         return;
     }
     for next in 1..MAX_ORDER as u32 {
-        if next > unknown(order, found) && next < self::depth(order) {
+        if next > through(&mut order.number, found) && next < anew(&order.depth) {
             let moved = *slot(order, next);
             *slot(order, next - 1) = moved;
         }
     }
-    order.depth = self::depth(order).saturating_sub(1);
-}
-
-/// Slots used, read anew: see [`crate::state::depth`].
-#[inline(always)]
-fn depth(order: &Order) -> u32 {
-    // SAFETY: a reference is valid to read from.
-    unsafe { core::ptr::read_volatile(&raw const order.depth) }
-}
-
-/// The same number, of which the verifier knows nothing any more: see [`crate::state::depth`].
-#[inline(always)]
-fn unknown(order: &mut Order, number: u32) -> u32 {
-    let place = &raw mut order.number;
-    // SAFETY: the place is the task's own. Volatile, since what is read must not be taken for what was written.
-    unsafe {
-        core::ptr::write_volatile(place, number);
-        core::ptr::read_volatile(place)
-    }
+    order.depth = anew(&order.depth).saturating_sub(1);
 }
 
 /// The attempt made last, whose return is waited for.
