@@ -27,7 +27,7 @@ use self::{
 };
 use super::{
     settle::{self, Outcome, already_owned},
-    violation::{OWNER_FLAGS, READER_SHIFT, WRITER_LOCKED},
+    violation::OWNER_FLAGS,
 };
 use crate::{
     kernel::{
@@ -273,7 +273,7 @@ extern "C" fn order_settle() -> u32 {
     0
 }
 
-/// What the words of the lock tell of the attempt. A mutex names its owner (kernel/locking/mutex.c, `__mutex_owner`).
+/// What the words of the lock tell of an attempt, or of a hold that began as one. A mutex names its owner (kernel/locking/mutex.c, `__mutex_owner`).
 #[inline(always)]
 fn outcome(attempt: &Slot) -> Outcome {
     if attempt.flags & how::MUTEX == 0 {
@@ -332,7 +332,8 @@ extern "C" fn order_is_fresh(index: u32) -> u32 {
         value[1] = now();
         return 0;
     }
-    if is_over(outer) {
+    // The lock words rule out that the current task holds the lock.
+    if outcome(outer) == Outcome::Failed {
         slot(order, index).flags |= OVER;
         count(counter::ORDER_STALE_HOLD);
         return 0;
@@ -348,21 +349,6 @@ fn is_nobodys(mm: u64) -> bool {
         Some((task, _)) => member::<u64>(task, setting::TASK_MM) != Some(mm),
         None => false,
     }
-}
-
-/// Whether the lock words rule out that the current task holds the lock.
-#[inline(always)]
-fn is_over(outer: &Slot) -> bool {
-    if outer.flags & how::MUTEX != 0 {
-        let owner = member::<u64>(outer.lock, setting::MUTEX_OWNER);
-        return owner.is_some_and(|owner| owner & !OWNER_FLAGS != current());
-    }
-    let word = |word: usize| read::<u64>(outer.lock.wrapping_add(setting(word)));
-    let Some(value) = word(setting::SEM_COUNT) else { return false };
-    if outer.flags & held::WRITE != 0 {
-        return value & WRITER_LOCKED == 0 || word(setting::SEM_OWNER).unwrap_or(0) & !OWNER_FLAGS != current();
-    }
-    value & WRITER_LOCKED != 0 || (value & (i64::MAX as u64)) >> READER_SHIFT == 0
 }
 
 #[unsafe(no_mangle)]
