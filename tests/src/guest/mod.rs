@@ -17,6 +17,7 @@ pub mod record;
 pub mod report;
 pub mod strict;
 pub mod swap;
+pub mod symbols;
 pub mod targets;
 pub mod tool;
 
@@ -256,18 +257,11 @@ fn violating(tool: &Tool, attach: &str, fixtures: Fixtures, tally: &mut Tally) -
         })
     });
     let name = format!("{attach}/pages");
-    if shows_page_tables() {
-        tally.case(&name, || report::pages_are_untouched(&report));
-    } else {
-        tally.skip(&name, "this kernel does not tell where its direct map is");
+    match symbols::shows_page_tables() {
+        Ok(false) => tally.skip(&name, "this kernel does not tell where its direct map is"),
+        shows => tally.case(&name, || shows.and_then(|_| report::pages_are_untouched(&report))),
     }
     Some(report)
-}
-
-/// Whether the kernel tells where the tables lie: not without randomised memory, where the place is built in.
-fn shows_page_tables() -> bool {
-    let symbols = fs::read_to_string("/proc/kallsyms").unwrap_or_default();
-    symbols.lines().any(|line| line.ends_with(" page_offset_base"))
 }
 
 fn violating_report(tool: &Tool, attach: &str, fixtures: Fixtures) -> Result<Value> {

@@ -3,7 +3,6 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
     io::{BufRead as _, BufReader},
     process::{Child, Command, Stdio},
 };
@@ -11,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
-use super::{Tally, holds, report, swap::Swap, tool::Tool};
+use super::{Tally, holds, report, swap::Swap, symbols, tool::Tool};
 use crate::fixture::states;
 
 /// What has to be said of each page of a state.
@@ -189,15 +188,9 @@ fn may_be_untold(fact: &str) -> Result<bool> {
     Ok(match fact {
         "soft_dirty" => config("CONFIG_MEM_SOFT_DIRTY").is_some_and(|value| value != "y"),
         // The bit came with UFFDIO_CONTINUE, in 5.13; the protection is older.
-        "uffd_wp" => !has("mcopy_continue")? && !has("mfill_atomic_continue")?,
+        "uffd_wp" => !symbols::has("mcopy_continue")? && !symbols::has("mfill_atomic_continue")?,
         _ => false,
     })
-}
-
-/// Whether the running kernel has a function.
-fn has(name: &str) -> Result<bool> {
-    let symbols = fs::read_to_string("/proc/kallsyms").context("cannot read the kernel's symbols")?;
-    Ok(symbols.lines().any(|line| line.split_whitespace().nth(2) == Some(name)))
 }
 
 /// What the running kernel's configuration says of an option, where it can be read: `n` if it is not set.
@@ -222,7 +215,10 @@ fn both_ways(tool: &Tool, held: &Held) -> Result<()> {
     let answer = |options: &[&str]| document(tool, held, options).map(|mut document| document["mappings"].take());
     let view = ["--view", "runs", "--scan"];
     let has_scan = !document(tool, held, &[])?["kernel"]["bits"]["scan"].is_null();
-    ensure!(has_scan == has("do_pagemap_scan")?, "pagetrace says of PAGEMAP_SCAN that it is there: {has_scan}");
+    ensure!(
+        has_scan == symbols::has("do_pagemap_scan")?,
+        "pagetrace says of PAGEMAP_SCAN that it is there: {has_scan}"
+    );
     let ways: &[&str] = if has_scan { &["auto", "always", "never"] } else { &["auto", "never"] };
     for condition in CONDITIONS {
         let mut answers = Vec::new();

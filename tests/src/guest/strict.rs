@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::{
     Fixtures, Tally, exercised,
     report::{self, comm, list, text},
+    symbols,
     tool::{Tool, tail},
 };
 use crate::fixture::cases::{self, CASES, Kind, OFFSET};
@@ -103,7 +104,7 @@ fn matches(report: &Value, (case, write, relation, mode): &(&str, bool, &str, &s
     ensure!(text(&lock["relation"]) == *relation, "the lock is {}", lock["relation"]);
     ensure!(text(&lock["mode"]) == *mode, "the lock is held for {}", lock["mode"]);
     ensure!(access["write"] == *write, "the access is a write: {}", access["write"]);
-    if super::shows_page_tables() {
+    if symbols::shows_page_tables()? {
         let state = text(&access["page"]["state"]);
         ensure!(matches!(state, "read-only" | "writable"), "the page is {}", access["page"]);
     }
