@@ -61,7 +61,7 @@ fn hex(value: &Value) -> Option<u64> {
 pub fn matches(report: &Value, expected: &Expected, vma: bool) -> Result<()> {
     let name = cases::comm_of(expected.case);
     let found: Vec<_> = list(&report["findings"]).iter().filter(|finding| comm(finding) == name).collect();
-    ensure!(!found.is_empty(), "not found, but should be: {}", expected.reason);
+    ensure!(!found.is_empty(), "not found, but should be: {}; {}", expected.reason, report["loss"]);
     // A case of the module locks in one place and touches memory in one; the BPF iterator locks in several.
     let one = cases::find(expected.case).is_none() || found.len() == 1;
     ensure!(one, "one pair of stacks gave {} findings", found.len());
