@@ -151,20 +151,22 @@ pub fn attach(
     let mut bpf = loader.load(&only(OBJECT, &wanted))?;
     let object = begun.elapsed();
     fill_targets(&mut bpf, settings, targets)?;
+    // What the kernel refuses of these is only known when they are attached: before anything else is loaded, since the plan
+    // without them loads it all again.
+    let (accesses, rest): (Vec<&Probe>, Vec<&Probe>) =
+        probes.iter().partition(|probe| probe.stage == Stage::UserAccess);
     let mut programs: Vec<String> = Vec::new();
-    for probe in &probes {
-        // A program that goes to several targets is loaded once.
-        if !programs.contains(&probe.program) {
-            load(&mut bpf, probe, &btf).map_err(|why| refused(probe, &why))?;
-            programs.push(probe.program.clone());
-        }
-    }
+    load_all(&mut bpf, &accesses, &btf, &mut programs)?;
+    let breakpoints = attach_accesses(&mut bpf, &accesses, symbols)?;
+    load_all(&mut bpf, &rest, &btf, &mut programs)?;
     let loaded = begun.elapsed();
     if settings.get(setting::MM_CACHE) == setting::NONE {
         // Only on kernels whose slabs cannot be read.
         iterate::find_address_spaces(&mut bpf, &btf)?;
     }
-    let breakpoints = attach_all(&mut bpf, &probes, symbols)?;
+    for probe in rest {
+        attach_one(&mut bpf, probe, symbols).map_err(|why| refused(probe, &why))?;
+    }
     log::debug!(
         "types read after {types:?}, object relocated after {object:?}, {} programs loaded after {loaded:?}, {} probes \
          attached after {:?}",
@@ -207,17 +209,25 @@ fn order_maps(settings: &Settings, sizes: Sizes) -> Vec<(&'static str, u32)> {
     }
 }
 
-/// Attaches in order. Functions that access user memory are many, and often closed: all of them are tried before the
-/// refusals are told.
-fn attach_all(bpf: &mut Ebpf, probes: &[&Probe], symbols: Option<&Kallsyms>) -> Result<Vec<OwnedFd>, AttachError> {
-    let mut breakpoints = Vec::new();
-    let mut closed = Vec::new();
+/// Loads the probes' programs. One that goes to several targets is loaded once.
+fn load_all(bpf: &mut Ebpf, probes: &[&Probe], btf: &Btf, loaded: &mut Vec<String>) -> Result<(), AttachError> {
     for probe in probes {
-        match (attach_one(bpf, probe, symbols), probe.stage) {
-            (Ok(set), Stage::UserAccess) => breakpoints.extend(set),
-            (Err(why), Stage::UserAccess) => closed.push(refusal(probe, &why)),
-            _ if !closed.is_empty() => break,
-            (attached, _) => attached.map(drop).map_err(|why| refused(probe, &why))?,
+        if !loaded.contains(&probe.program) {
+            load(bpf, probe, btf).map_err(|why| refused(probe, &why))?;
+            loaded.push(probe.program.clone());
+        }
+    }
+    Ok(())
+}
+
+/// Attaches to the functions that access user memory. They are many, and often closed: all are tried before the refusals are
+/// told.
+fn attach_accesses(bpf: &mut Ebpf, probes: &[&Probe], symbols: Option<&Kallsyms>) -> Result<Vec<OwnedFd>, AttachError> {
+    let (mut breakpoints, mut closed) = (Vec::new(), Vec::new());
+    for probe in probes {
+        match attach_one(bpf, probe, symbols) {
+            Ok(set) => breakpoints.extend(set),
+            Err(why) => closed.push(refusal(probe, &why)),
         }
     }
     if closed.is_empty() { Ok(breakpoints) } else { Err(AttachError::Closed(closed)) }
