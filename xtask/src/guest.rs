@@ -14,7 +14,7 @@ use crate::{
     build, kmod,
     step::note,
     test::assets,
-    vm::{self, VmFile, VmResult, VmSpec, busybox, cpio, kernel},
+    vm::{self, VmFile, VmResult, VmSpec, busybox, cpio, kernel, spec},
     workspace,
 };
 
@@ -33,6 +33,9 @@ pub(crate) struct Options {
     /// Processors.
     #[arg(long, default_value_t = 2)]
     cpus: u32,
+    /// Model of the processors where they are emulated, as QEMU's -cpu takes it.
+    #[arg(long, default_value = spec::ALL_FEATURES)]
+    cpu: String,
     /// Text added to the kernel's command line.
     #[arg(long, default_value = "")]
     append: String,
@@ -77,6 +80,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     spec.timeout = Duration::from_secs(options.timeout);
     (spec.mem_mib, spec.cpus) = (options.mem, options.cpus);
     spec.append.clone_from(&options.append);
+    spec.cpu.clone_from(&options.cpu);
     note(&format!("booting {}", kernel.release));
     let result = vm::run(&spec, &mut |line| println!("{line}"))?;
     let out = options.out.clone().unwrap_or_else(|| spec.work_dir.join("out"));

@@ -11,6 +11,7 @@ use super::{
     cache,
     console::Lines,
     qemu::{Chunk, Machine, Qemu},
+    spec::ALL_FEATURES,
 };
 
 /// Runs the guest's instructions.
@@ -70,8 +71,17 @@ fn remembered(text: &str, boot: &str) -> Option<Accel> {
 /// Boots the kernel without a root file system: a kernel that gets as far as to complain about that
 /// has run under KVM.
 fn probe(kernel: &Path) -> Accel {
-    let machine =
-        Machine { kernel, initrd: None, disk: None, line: None, accel: Accel::Kvm, cpus: 2, mem_mib: 512, append: "" };
+    let machine = Machine {
+        kernel,
+        initrd: None,
+        disk: None,
+        line: None,
+        accel: Accel::Kvm,
+        cpu: ALL_FEATURES,
+        cpus: 2,
+        mem_mib: 512,
+        append: "",
+    };
     let Ok(qemu) = Qemu::start(&machine) else { return Accel::Tcg };
     let deadline = Instant::now() + PROBE_LIMIT;
     let mut lines = Lines::default();

@@ -32,6 +32,8 @@ pub struct Machine<'a> {
     pub line: Option<&'a Path>,
     /// The accelerator.
     pub accel: Accel,
+    /// The model of the emulated processors.
+    pub cpu: &'a str,
     /// Processors.
     pub cpus: u32,
     /// Memory in MiB.
@@ -44,7 +46,7 @@ impl Machine<'_> {
     /// The arguments of QEMU.
     #[must_use]
     pub fn args(&self) -> Vec<OsString> {
-        let Machine { kernel, initrd, disk, line, accel, cpus, mem_mib, append } = self;
+        let Machine { kernel, initrd, disk, line, accel, cpu, cpus, mem_mib, append } = self;
         let mut args: Vec<OsString> = Vec::new();
         let mut add = |words: &[&str]| args.extend(words.iter().map(OsString::from));
         add(&["-machine", "q35", "-nodefaults", "-no-user-config", "-display", "none", "-monitor", "none"]);
@@ -54,7 +56,7 @@ impl Machine<'_> {
             // One thread for all processors: with a thread each (QEMU 7.2), one processor still ran
             // the int3 that another had already patched away, and a kernel whose tracepoints were
             // switched on and off died of `Oops: int3` in 4 of 15 runs. A tracer patches all the time.
-            Accel::Tcg => add(&["-accel", "tcg,thread=single", "-cpu", "max"]),
+            Accel::Tcg => add(&["-accel", "tcg,thread=single", "-cpu", cpu]),
         }
         add(&["-smp", &cpus.to_string(), "-m", &mem_mib.to_string()]);
         // panic=-1 reboots at once, which -no-reboot turns into an exit.
@@ -196,13 +198,14 @@ mod tests {
             disk: Some(Path::new("/a,b")),
             line: Some(Path::new("/c,d")),
             accel: Accel::Tcg,
+            cpu: "max,erms=off",
             cpus: 3,
             mem_mib: 512,
             append: "nokaslr",
         };
         let args: Vec<_> = machine.args().iter().map(|arg| arg.to_string_lossy().into_owned()).collect();
         let after = |name: &str| args[args.iter().position(|arg| arg == name).unwrap() + 1].as_str();
-        assert_eq!(after("-accel"), "tcg,thread=single");
+        assert_eq!((after("-accel"), after("-cpu")), ("tcg,thread=single", "max,erms=off"));
         assert_eq!((after("-smp"), after("-m"), after("-initrd")), ("3", "512", "/i"));
         assert!(after("-append").ends_with("quiet nokaslr"));
         assert!(after("-chardev").ends_with("path=/c,,d"));

@@ -81,6 +81,7 @@ fn attempt(spec: &VmSpec, on_line: &mut dyn FnMut(&str)) -> Result<VmResult> {
         disk: Some(&files.disk),
         line: Some(&files.line),
         accel: spec.accel.unwrap_or_else(|| accel::choose(&spec.kernel)),
+        cpu: &spec.cpu,
         cpus: spec.cpus,
         mem_mib: spec.mem_mib,
         append: &spec.append,

@@ -54,6 +54,9 @@ impl VmFile {
     }
 }
 
+/// The processor model that has everything QEMU can emulate.
+pub const ALL_FEATURES: &str = "max";
+
 /// A run.
 #[derive(Debug, Clone)]
 pub struct VmSpec {
@@ -69,6 +72,8 @@ pub struct VmSpec {
     pub command: Vec<OsString>,
     /// Variables added to the command's small default environment.
     pub env: Vec<(OsString, OsString)>,
+    /// The model of the processors where they are emulated, as QEMU's `-cpu` takes it.
+    pub cpu: String,
     /// Processors.
     pub cpus: u32,
     /// Memory in MiB.
@@ -106,6 +111,7 @@ impl VmSpec {
             modules: Vec::new(),
             command: Vec::new(),
             env: Vec::new(),
+            cpu: ALL_FEATURES.to_owned(),
             cpus: 2,
             mem_mib: 1536,
             append: String::new(),
