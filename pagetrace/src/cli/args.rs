@@ -82,9 +82,9 @@ pub struct Tuning {
     /// Size of the ring buffer: a power of two, at least 4096
     #[arg(long, value_name = "BYTES", default_value_t = Sizes::default().ring_bytes, value_parser = ring_bytes)]
     pub ring_bytes: u32,
-    /// Tasks that can be tracked at once
-    #[arg(long, value_name = "N", default_value_t = Sizes::default().tasks, value_parser = clap::value_parser!(u32).range(16..=4_194_304))]
-    pub max_tasks: u32,
+    /// Tasks that can be tracked at once [default: twice those that exist now, and 4096 besides]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(16..=4_194_304))]
+    pub max_tasks: Option<u32>,
     /// Do not keep the stack of each lock acquisition: a good part of the cost, but findings do not say where the lock was taken
     #[arg(long)]
     pub no_lock_stacks: bool,
@@ -240,8 +240,8 @@ fn ring_bytes(text: &str) -> Result<u32, String> {
 }
 
 impl Target {
-    /// The run these arguments ask for.
-    fn spec(&self, tuning: &Tuning, mut run: Run, stdout_is_ours: bool) -> Spec {
+    /// The run these arguments ask for, with room for so many tasks where they do not say.
+    fn spec(&self, tuning: &Tuning, mut run: Run, room: u32, stdout_is_ours: bool) -> Spec {
         run.no_lock_stacks = tuning.no_lock_stacks;
         run.verify_shortcuts = tuning.verify_shortcuts;
         Spec {
@@ -258,7 +258,7 @@ impl Target {
             duration: self.duration,
             provoke: None,
             run,
-            sizes: Sizes { ring_bytes: tuning.ring_bytes, tasks: tuning.max_tasks },
+            sizes: Sizes { ring_bytes: tuning.ring_bytes, tasks: tuning.max_tasks.unwrap_or(room) },
         }
     }
 }
@@ -280,17 +280,17 @@ impl CheckArgs {
 }
 
 impl RunArgs {
-    /// The run these arguments ask for.
-    pub(super) fn spec(&self, run: Run) -> Spec {
+    /// The run these arguments ask for, with room for so many tasks where they do not say.
+    pub(super) fn spec(&self, run: Run, room: u32) -> Spec {
         let Self { target, tuning, output } = self;
-        target.spec(tuning, run, output.format == Format::Json && output.output.is_none())
+        target.spec(tuning, run, room, output.format == Format::Json && output.output.is_none())
     }
 }
 
 impl RecordArgs {
     /// As [`RunArgs::spec`]; the report always goes to stdout.
-    pub(super) fn spec(&self, run: Run) -> Spec {
-        self.target.spec(&self.tuning, run, self.format == Format::Json)
+    pub(super) fn spec(&self, run: Run, room: u32) -> Spec {
+        self.target.spec(&self.tuning, run, room, self.format == Format::Json)
     }
 }
 

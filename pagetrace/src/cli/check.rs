@@ -15,7 +15,7 @@ use crate::{
         KernelFacts, Roots,
         features::charges_memlock,
         memlock::{self, Memlock},
-        preflight,
+        preflight, threads,
     },
     live::{
         prepare::Run,
@@ -135,7 +135,8 @@ pub(super) fn run(args: &CheckArgs) -> Result<Exit> {
     if provoke.is_some() {
         able()?;
     }
-    let spec = Spec { provoke, ..args.run.spec(Run { strict: args.strict, order: args.order, ..Run::default() }) };
+    let run = Run { strict: args.strict, order: args.order, ..Run::default() };
+    let spec = Spec { provoke, ..args.run.spec(run, threads::room()) };
     let outcomes = drive(&facts, spec, &mut Quiet)?;
     let code = outcomes.command.and_then(|end| end.ended).and_then(Ended::code);
     let report = report(&facts, &args.run.target.argv, outcomes);

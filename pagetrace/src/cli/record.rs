@@ -11,6 +11,7 @@ use super::{
     report, sink,
 };
 use crate::{
+    kernel::threads,
     live::{
         prepare::Run,
         session::{Observer, Tape},
@@ -59,7 +60,7 @@ pub(super) fn run(args: &RecordArgs) -> Result<Exit> {
     // A fraction of the ring: the reader has time until it is full, and is not woken for each record.
     let run = Run { trace: true, stream: Some(u64::from(args.tuning.ring_bytes / 8)), ..Run::default() };
     let run = Run { order: args.order, ..run };
-    let spec = args.spec(run);
+    let spec = args.spec(run, threads::room());
     let argv = &args.target.argv;
     let words: Vec<String> = argv.iter().map(|word| word.to_string_lossy().escape_debug().to_string()).collect();
     let about = About {
@@ -71,7 +72,7 @@ pub(super) fn run(args: &RecordArgs) -> Result<Exit> {
             cgroup: args.target.cgroup.as_ref().map(|path| path.display().to_string()),
         },
         ring_bytes: args.tuning.ring_bytes,
-        max_tasks: args.tuning.max_tasks,
+        max_tasks: spec.sizes.tasks,
         order: args.order,
     };
     let tape = FileTape::new(&facts, about, file, args.max_bytes.unwrap_or(u64::MAX));

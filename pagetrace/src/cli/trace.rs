@@ -14,6 +14,7 @@ use super::{
     sink,
 };
 use crate::{
+    kernel::threads,
     live::{prepare::Run, session::Observer, workload::Ended},
     output::{
         Format,
@@ -86,7 +87,7 @@ pub(super) fn run(args: &TraceArgs) -> Result<Exit> {
         min_fault_ns: args.min_fault_us.saturating_mul(1000),
         ..Run::default()
     };
-    let spec = args.run.spec(run);
+    let spec = args.run.spec(run, threads::room());
     let outcomes = drive(&facts, spec, &mut stream)?;
     let code = outcomes.command.and_then(|end| end.ended).and_then(Ended::code);
     let report = report(&facts, &args.run.target.argv, outcomes);

@@ -13,6 +13,7 @@ pub mod memlock;
 pub mod offsets;
 mod preflight;
 pub mod slab;
+pub mod threads;
 pub mod tracefs;
 
 use std::{fs, io, path::PathBuf, thread, time::Instant};

@@ -19,7 +19,7 @@ use only::only;
 
 use super::{breakpoint, readiness::readable, settings::Settings, shortcut::Learner};
 use crate::{
-    kernel::kallsyms::Kallsyms,
+    kernel::{kallsyms::Kallsyms, threads},
     plan::{Plan, Probe, ProgramType, Refusal, Stage, skipped},
 };
 
@@ -36,7 +36,7 @@ pub struct Sizes {
 
 impl Default for Sizes {
     fn default() -> Self {
-        Self { ring_bytes: 8 << 20, tasks: 16384 }
+        Self { ring_bytes: 8 << 20, tasks: threads::LEAST }
     }
 }
 
