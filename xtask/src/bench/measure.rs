@@ -56,6 +56,8 @@ pub(super) struct Plan {
     pub(super) rounds: u32,
     /// Seconds a storm.
     pub(super) seconds: u32,
+    /// Storms at once.
+    pub(super) jobs: u32,
     /// Recorded instead of checked.
     pub(super) record: bool,
     /// What else is asked of the check: `--strict`, `--order`.
@@ -65,11 +67,17 @@ pub(super) struct Plan {
 impl Plan {
     /// The arguments that ask for this plan.
     pub(super) fn arguments(&self) -> Vec<String> {
-        let Self { attach, rounds, seconds, record, options } = self;
+        let Self { attach, rounds, seconds, jobs, record, options } = self;
         let attach = attach.iter().flat_map(|attach| ["--attach".to_owned(), attach.clone()]);
         let rest = ["--rounds".to_owned(), rounds.to_string(), "--seconds".to_owned(), seconds.to_string()];
+        let jobs = (*jobs != 1).then(|| ["--jobs".to_owned(), jobs.to_string()]);
         let record = record.then(|| "--record".to_owned());
-        attach.chain(rest).chain(record).chain(options.iter().map(|option| (*option).to_owned())).collect()
+        attach
+            .chain(rest)
+            .chain(jobs.into_iter().flatten())
+            .chain(record)
+            .chain(options.iter().map(|option| (*option).to_owned()))
+            .collect()
     }
 
     /// The command that measures the same again.
@@ -158,7 +166,7 @@ pub(super) fn all(tools: &Tools, plan: &Plan) -> Result<Measured> {
         let mut ways: Vec<Way> = names.iter().map(|_| Way::default()).collect();
         for round in 1..=plan.rounds {
             note(&format!("{}: round {round} of {}", storm.name, plan.rounds));
-            plain.push(unwatched(tools, storm, plan.seconds)?);
+            plain.push(unwatched(tools, storm, plan)?);
             for ((name, way), start) in names.iter().zip(&mut ways).zip(&mut starts) {
                 let run = watched(tools, storm, plan, name).with_context(|| format!("attach type {name}"))?;
                 way.ns.push(run.ns);
@@ -193,19 +201,26 @@ pub(super) fn all(tools: &Tools, plan: &Plan) -> Result<Measured> {
     Ok(measured)
 }
 
-fn ns_an_operation(output: &str, storm: Storm) -> Result<f64> {
-    Ok(1e9 / (parse::rate(output, storm.name)? * storm.operations))
+fn ns_an_operation(output: &str, storm: Storm, jobs: u32) -> Result<f64> {
+    Ok(1e9 * f64::from(jobs) / (parse::rate(output, storm.name)? * storm.operations))
 }
 
-fn unwatched(tools: &Tools, storm: Storm, seconds: u32) -> Result<f64> {
+/// The fixture's arguments for a storm, or for several of them at once.
+fn words(storm: Storm, plan: &Plan) -> Vec<String> {
+    let alone = [storm.name.to_owned(), format!("{}s", plan.seconds)];
+    let several = (plan.jobs != 1).then(|| ["at-once".to_owned(), plan.jobs.to_string()]);
+    several.into_iter().flatten().chain(alone).collect()
+}
+
+fn unwatched(tools: &Tools, storm: Storm, plan: &Plan) -> Result<f64> {
     let mut command = Command::new(&tools.fixture);
-    command.args([storm.name, &format!("{seconds}s")]).stdin(Stdio::null());
+    command.args(words(storm, plan)).stdin(Stdio::null());
     let done = command.output().with_context(|| format!("cannot start {command:?}"))?;
     let output = String::from_utf8_lossy(&done.stdout);
     if !done.status.success() {
         bail!("{command:?} failed ({}): {output}{}", done.status, String::from_utf8_lossy(&done.stderr));
     }
-    ns_an_operation(&output, storm)
+    ns_an_operation(&output, storm, plan.jobs)
 }
 
 fn watched(tools: &Tools, storm: Storm, plan: &Plan, attach: &str) -> Result<Checked> {
@@ -221,7 +236,7 @@ fn watched(tools: &Tools, storm: Storm, plan: &Plan, attach: &str) -> Result<Che
     if attach != DEFAULT {
         command.args(["--attach", attach]);
     }
-    command.arg("--").arg(&tools.fixture).args([storm.name, &format!("{seconds}s")]);
+    command.arg("--").arg(&tools.fixture).args(words(storm, plan));
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let begun = Instant::now();
     let mut child = command.spawn().with_context(|| format!("cannot start {command:?}"))?;
@@ -249,7 +264,7 @@ fn watched(tools: &Tools, storm: Storm, plan: &Plan, attach: &str) -> Result<Che
     let _ = fs::remove_file(&file);
     Ok(Checked {
         recorded: recorded?,
-        ns: ns_an_operation(&output, storm).with_context(|| format!("{command:?} said: {said}"))?,
+        ns: ns_an_operation(&output, storm, plan.jobs).with_context(|| format!("{command:?} said: {said}"))?,
         programs: attached.programs,
         whole_ms: after.as_secs_f64() * 1e3,
         attaching_ms: f64::from(attached.ms),
@@ -275,9 +290,11 @@ mod tests {
     #[test]
     fn a_plan_tells_how_to_repeat_it() {
         let attach = vec!["kprobe".into(), "fentry".into()];
-        let plan = Plan { attach, rounds: 3, seconds: 1, record: false, options: vec!["--strict"] };
+        let plan = Plan { attach, rounds: 3, seconds: 1, jobs: 1, record: false, options: vec!["--strict"] };
         let command = "cargo xtask bench --kernel 6.12 --attach kprobe --attach fentry --rounds 3 --seconds 1 --strict";
         assert_eq!(plan.command(Some("6.12")), command);
         assert_eq!(plan.runs(), 18);
+        let plan = Plan { attach: Vec::new(), rounds: 7, seconds: 1, jobs: 2, record: true, options: Vec::new() };
+        assert_eq!(plan.command(None), "cargo xtask bench --rounds 7 --seconds 1 --jobs 2 --record");
     }
 }

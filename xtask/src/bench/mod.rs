@@ -33,6 +33,9 @@ pub(crate) struct Options {
     /// Seconds a storm lasts.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=60))]
     seconds: u32,
+    /// Storms at once, each a process.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    jobs: u32,
     /// Under `pagetrace record` instead of `pagetrace check`.
     #[arg(long)]
     record: bool,
@@ -49,13 +52,14 @@ pub(crate) struct Options {
 
 /// Runs the subcommand.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
-    let Options { what, kernel, attach, rounds, seconds, record, strict, order, tools } = options;
+    let Options { what, kernel, attach, rounds, seconds, jobs, record, strict, order, tools } = options;
     if what.is_some() {
         return pagemap::run(*rounds);
     }
     let options = [(*strict, "--strict"), (*order, "--order")];
     let options: Vec<&str> = options.into_iter().filter(|(wanted, _)| *wanted).map(|(_, option)| option).collect();
-    let plan = Plan { attach: attach.clone(), rounds: *rounds, seconds: *seconds, record: *record, options };
+    let plan =
+        Plan { attach: attach.clone(), rounds: *rounds, seconds: *seconds, jobs: *jobs, record: *record, options };
     if let Some(kernel) = kernel {
         return guest::run(kernel, &plan);
     }
