@@ -8,6 +8,7 @@ use super::{
     expect::MODULE,
     report,
     swap::Swap,
+    symbols,
     tool::{Tool, tail},
 };
 use crate::fixture::{keep::PAGES, kmod::PINNED};
@@ -70,5 +71,9 @@ fn found(tool: &Tool) -> Result<()> {
     report::matches(&report, expected, false)
         .with_context(|| format!("{}; {}", report["provocation"], tail(&ended.log)))?;
     ensure!(ended.status.code() == Some(1), "ended with {}, not 1: {}", ended.status, tail(&ended.stderr));
+    if symbols::shows_page_tables()? {
+        let page = report::list(&report["findings"]).iter().map(|finding| &finding["fault"]["page"]).next();
+        ensure!(page.is_some_and(|page| page["state"] == "swapped"), "the page went to swap, and is told as {page:?}");
+    }
     Ok(())
 }
