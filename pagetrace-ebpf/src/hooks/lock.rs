@@ -101,6 +101,10 @@ pub(crate) fn on_return(ctx: &impl Probed, acquired: bool) {
     let top = task.depth - 1;
     let last = *slot(task, top);
     if last.flags & held::TENTATIVE == 0 {
+        // With all slots taken, it was an attempt that found none.
+        if !acquired && task.depth == MAX_HELD as u32 && task.overflow != 0 {
+            task.overflow -= 1;
+        }
         return;
     }
     if last.flags & held::STREAMED != 0 {
@@ -129,7 +133,8 @@ pub(crate) fn on_release(mm: u64, mode: u32) {
         return on_orphan(mm, 0);
     };
     task.flags &= !flag::PENDING;
-    let index = innermost(task, mm);
+    // What found no slot is further in than what did.
+    let index = if task.overflow != 0 && task.overflow_mm == mm { NOT_HELD } else { innermost(task, mm) };
     if stream::on() && (stream::is_streamed(task, index) || stream::wanted(mm)) {
         stream::release(mm, mode);
     }
@@ -260,6 +265,7 @@ fn push(ctx: &impl Probed, task: &mut Task, mm: u64, flags: u32) {
     let depth = anew(&task.depth);
     if depth >= MAX_HELD as u32 {
         task.overflow += 1;
+        task.overflow_mm = mm;
         count(counter::HELD_OVERFLOW);
         return;
     }

@@ -65,6 +65,8 @@ wire! {
         pub kernel_faults: u32,
         /// The kernel side's own.
         pub flags: u32,
+        /// Whose lock found no slot last.
+        pub overflow_mm: u64,
         /// Whose lock the event at hand is about.
         pub mm: u64,
         /// A number of the event at hand.

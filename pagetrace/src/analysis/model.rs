@@ -87,6 +87,8 @@ struct Task {
     holds: Vec<Hold>,
     /// Holds that there was no room for.
     more: u32,
+    /// Whose lock the last of them is of.
+    more_of: u64,
     /// An exception that may lead to the handler.
     pending: Option<u64>,
     /// Kernel-mode faults taken while nothing was known to be held.
@@ -237,7 +239,9 @@ impl Model {
         let mut unjudged = false;
         if let Some(task) = self.tasks.get_mut(&address) {
             task.pending = None;
-            if let Some(index) = task.holds.iter().rposition(|hold| hold.mm == mm) {
+            // What there was no room for is further in than what there was.
+            let further_in = task.more != 0 && task.more_of == mm;
+            if !further_in && let Some(index) = task.holds.iter().rposition(|hold| hold.mm == mm) {
                 task.holds.remove(index);
                 return;
             }
@@ -364,6 +368,7 @@ impl Task {
             self.holds.push(hold);
         } else {
             self.more += 1;
+            self.more_of = hold.mm;
         }
     }
 

@@ -160,6 +160,17 @@ fn locks_there_is_no_room_for_are_counted_until_released() {
 }
 
 #[test]
+fn of_holds_of_one_lock_those_without_room_end_first() {
+    let mut model = Model::new(Rules::default());
+    let mut event = |op| drop(model.take(&Record::Lock(Lock { mm: 7, op, flags: held::READ, ..Lock::default() })));
+    (0..MAX_HELD + 4).for_each(|_| event(op::ACQUIRED));
+    (0..MAX_HELD + 3).for_each(|_| event(op::RELEASE));
+    model.take(&Record::Handler(Handler { mm: 9, flags: seen::WANTED, ..Handler::default() }));
+    let found = model.finish();
+    assert_eq!(found.iter().map(|found| found.held.len()).collect::<Vec<_>>(), [1]);
+}
+
+#[test]
 fn a_missed_return_is_made_up_for_or_leaves_the_lock_unsure() {
     for (settled, found) in [(op::SETTLED, Some(true)), (op::UNSETTLED, Some(false)), (op::RETURNED_FAIL, None)] {
         let mut model = Model::new(Rules::default());
