@@ -17,7 +17,7 @@ use tokio::io::unix::AsyncFd;
 
 use only::only;
 
-use super::{breakpoint, readiness::readable, settings::Settings, shortcut::Learner};
+use super::{breakpoint, readiness::readable, settings::Settings, shortcut::Learner, undisturbed::undisturbed};
 use crate::{
     kernel::{kallsyms::Kallsyms, threads},
     plan::{Plan, Probe, ProgramType, Refusal, Stage, skipped},
@@ -109,7 +109,8 @@ impl StackTable for NoStacks {
 
 impl StackTable for StackTraceMap<MapData> {
     fn stack(&self, id: i32) -> Option<Vec<u64>> {
-        let trace = self.get(&u32::try_from(id).ok()?, 0).ok()?;
+        let id = u32::try_from(id).ok()?;
+        let trace = undisturbed(|| self.get(&id, 0)).ok()?;
         Some(trace.frames().iter().map(|frame| frame.ip).filter(|ip| *ip != 0).collect())
     }
 }
@@ -176,11 +177,11 @@ pub fn attach(
     );
     let mut attached_at = Array::<_, u64>::try_from(map(&mut bpf, "ATTACHED_AT")?)?;
     let now = monotonic_ns();
-    attached_at.set(0, now, 0)?;
+    undisturbed(|| attached_at.set(0, now, 0))?;
     iterate::find_locked(&mut bpf, &btf)?;
     let mut distances = Array::<_, u64>::try_from(map(&mut bpf, "DISTANCES")?)?;
     // Right where a kprobe's stack pointer points.
-    distances.set(unwind::kind::KPROBE, 1, 0)?;
+    undisturbed(|| distances.set(unwind::kind::KPROBE, 1, 0))?;
     let ring = RingBuf::try_from(map(&mut bpf, "RECORDS")?)?;
     Ok(Attached {
         ring: readable(ring).map_err(|err| AttachError::Io("cannot poll the ring buffer", err))?,
@@ -339,7 +340,7 @@ impl Attached {
     pub fn is_target(&self, pid: u32) -> bool {
         let Some(map) = self.bpf.map("TARGETS") else { return false };
         let key = setting::target_key::PROCESS | u64::from(pid);
-        HashMap::<_, u64, u64>::try_from(map).is_ok_and(|map| map.get(&key, 0).is_ok())
+        HashMap::<_, u64, u64>::try_from(map).is_ok_and(|map| undisturbed(|| map.get(&key, 0)).is_ok())
     }
 
     /// Waits until records may be there, then hands each to `take`.
@@ -390,7 +391,7 @@ impl Attached {
     pub fn counters_by_cpu(&self) -> Result<Vec<ByCpu>, AttachError> {
         let mut out = Vec::new();
         for (index, name) in counter::NAMES.iter().enumerate() {
-            let values = self.counters.get(&u32::try_from(index).unwrap_or(u32::MAX), 0)?;
+            let values = undisturbed(|| self.counters.get(&u32::try_from(index).unwrap_or(u32::MAX), 0))?;
             out.push((*name, values.iter().copied().collect()));
         }
         let misses = self.skipped();
@@ -432,8 +433,10 @@ fn learn(
     if let Some(lesson) = learner.take(item) {
         let (program, distance) = lesson.distance;
         log::debug!("learnt a call chain for unwinding: {:?}", lesson.shortcut);
-        let told = distances.set(program, distance + 1, 0);
-        let told = told.and_then(|()| shortcuts.set(lesson.place, lesson.shortcut.words(), 0));
+        let told = undisturbed(|| {
+            distances.set(program, distance + 1, 0)?;
+            shortcuts.set(lesson.place, lesson.shortcut.words(), 0)
+        });
         if let Err(why) = told {
             // Without it the kernel side goes on unwinding.
             log::info!("cannot tell the BPF object a call chain: {why}");

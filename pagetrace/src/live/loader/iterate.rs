@@ -14,7 +14,10 @@ use aya::{
 use pagetrace_ebpf::wire::lock::LOCKED_BEFORE_ROOM;
 
 use super::{AttachError, map, program, refused};
-use crate::plan::{Probe, ProgramType, Stage};
+use crate::{
+    live::undisturbed::undisturbed,
+    plan::{Probe, ProgramType, Stage},
+};
 
 /// Programs that walk tasks, whatever the plan is.
 pub(super) const PROGRAMS: [&str; 2] = [OF_ADDRESS_SPACES, OF_LOCKED];
@@ -74,9 +77,9 @@ pub(super) fn find_locked(bpf: &mut Ebpf, btf: &Btf) -> Result<(), AttachError> 
     let found = HashMap::<_, u64, u64>::try_from(map(bpf, "LOCKED")?)?;
     let mut left = Vec::new();
     for number in 1..=PASSES {
-        pass.set(0, number, 0)?;
+        undisturbed(|| pass.set(0, number, 0))?;
         walk.once(bpf)?;
-        let entries: Result<Vec<(u64, u64)>, _> = found.iter().collect();
+        let entries: Result<Vec<(u64, u64)>, _> = undisturbed(|| found.iter().collect());
         left = entries?.into_iter().filter(|(_, last)| *last == number).map(|(mm, _)| mm).collect();
         if left.is_empty() {
             return Ok(());
@@ -85,10 +88,12 @@ pub(super) fn find_locked(bpf: &mut Ebpf, btf: &Btf) -> Result<(), AttachError> 
     }
     log::info!("{} address spaces were locked when tracing began and still are", left.len());
     let mut before = Array::<_, u64>::try_from(map(bpf, "LOCKED_BEFORE")?)?;
-    for (index, mm) in (0..LOCKED_BEFORE_ROOM).zip(&left) {
-        before.set(index, *mm, 0)?;
-    }
     let mut len = Array::<_, u64>::try_from(map(bpf, "LOCKED_BEFORE_LEN")?)?;
-    len.set(0, u64::try_from(left.len()).unwrap_or(u64::MAX), 0)?;
+    undisturbed(|| {
+        for (index, mm) in (0..LOCKED_BEFORE_ROOM).zip(&left) {
+            before.set(index, *mm, 0)?;
+        }
+        len.set(0, u64::try_from(left.len()).unwrap_or(u64::MAX), 0)
+    })?;
     Ok(())
 }

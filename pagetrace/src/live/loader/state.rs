@@ -6,7 +6,7 @@ use pagetrace_ebpf::wire::{
 };
 
 use super::{AttachError, Attached};
-use crate::analysis::Repeat;
+use crate::{analysis::Repeat, live::undisturbed::undisturbed};
 
 /// A map's value as what it is: `aya` reads plain words.
 fn decoded<T: Wire>(words: &[u64]) -> Option<T> {
@@ -21,7 +21,8 @@ impl Attached {
     /// When the map cannot be read.
     pub fn repeats(&self) -> Result<Vec<Repeat>, AttachError> {
         let mut out = Vec::new();
-        for entry in &self.seen {
+        let entries: Vec<_> = undisturbed(|| self.seen.iter().collect());
+        for entry in entries {
             let (key, value) = entry?;
             let repeat = Repeat {
                 task: key[seen::KEY_TASK],
@@ -40,14 +41,15 @@ impl Attached {
     /// returned can be among them.
     pub fn holds(&self, task: u64) -> Vec<Slot> {
         // A task that holds nothing may have no state.
-        let state = self.tasks.get(&task, 0).ok().and_then(|words| decoded::<Task>(&words));
+        let state = undisturbed(|| self.tasks.get(&task, 0)).ok().and_then(|words| decoded::<Task>(&words));
         state.map(|task| task.held().to_vec()).unwrap_or_default()
     }
 
     /// The sleeping locks that tasks hold and want now, as far as the lock order follows them.
     pub fn order_tasks(&self) -> Vec<order::OrderTask> {
         // What ends meanwhile is left out.
-        let tasks = self.order_tasks.iter().filter_map(|entry| decoded::<order::OrderTask>(&entry.ok()?.1));
+        let entries: Vec<_> = undisturbed(|| self.order_tasks.iter().filter_map(Result::ok).collect());
+        let tasks = entries.iter().filter_map(|(_, words)| decoded::<order::OrderTask>(words));
         tasks.filter(|task| task.depth > 1).collect()
     }
 
@@ -57,7 +59,8 @@ impl Attached {
     /// When the map cannot be read.
     pub fn edge_counts(&self) -> Result<Vec<order::EdgeCount>, AttachError> {
         let mut out = Vec::new();
-        for entry in &self.edges {
+        let entries: Vec<_> = undisturbed(|| self.edges.iter().collect());
+        for entry in entries {
             let (key, value) = entry?;
             let (count, last) = (value[order::VALUE_COUNT], value[order::VALUE_LAST]);
             if count != 0 {
