@@ -48,6 +48,13 @@ pub const MODULE: &[Expected] = &[
     Expected { write: true, ..own("put-user", "writing user memory faults as reading does") },
     foreign("across-ioctl", "read", "a lock stays held across a return to user space"),
     foreign("across-write", "write", "a lock stays held across a return to user space"),
+    foreign("crossed", "read", "the lock that was taken second is still held when the first is not"),
+    own("twice", "a lock that was taken twice and released once is held"),
+    foreign("many", "read", "of many holds one is left"),
+    own("after-sleep", "a task that sleeps keeps its locks"),
+    Expected { write: true, ..own("clear-user", "zeroing user memory is writing it") },
+    own("strncpy", "a string is read from user memory as anything else"),
+    own("unmapped", "that nothing is mapped there is found out under the lock"),
 ];
 
 /// The BPF fixtures.
