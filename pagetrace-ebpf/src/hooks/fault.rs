@@ -20,6 +20,8 @@ use crate::{
 
 /// Privilege level in `pt_regs.cs`.
 const CPL_MASK: u64 = 3;
+/// Of pages of 4 KiB.
+const PAGE_SHIFT: u32 = 12;
 
 /// A kernel-mode fault of a task that holds nothing, as far as is known. A task older than the tracing may hold a
 /// lock unseen: its release will tell.
@@ -153,7 +155,13 @@ pub(crate) fn on_fault(vma: u64, address: u64, flags: u32, regs: u64) {
         && task.flags & flag::WANTS_VMA != 0
         && regs != 0
     {
-        emit_vma(task, vma);
+        // Where nothing was mapped, this function was not called, and this fault is another.
+        let same = (address ^ task.pending_address) >> PAGE_SHIFT == 0;
+        if same && member::<u64>(regs, setting::REGS_CS).is_some_and(|cs| cs & CPL_MASK == 0) {
+            emit_vma(task, vma);
+        } else {
+            task.flags &= !flag::WANTS_VMA;
+        }
     }
     if setting(setting::TRACE) == 0 {
         return;

@@ -374,6 +374,10 @@ impl Correlator {
     }
 
     fn vma(&mut self, record: &Vma) {
+        // One whose return the kernel had no room to see leaves the next to be taken for its own.
+        if !(record.start..record.end).contains(&record.address) {
+            return;
+        }
         let Some(access) = self.shown(&record.header, record.address) else { return };
         access.vma = Some(VmaInfo {
             start: record.start,

@@ -195,22 +195,26 @@ fn a_vma_of_a_task_that_is_not_shown_is_not_shown() {
     let mut correlator = all(&[by(1, &[lock(OWN, held::READ)]), by(2, &[lock(OWN, held::READ)])]);
     let vma = |task: u64| {
         let header = by(task, &[]).header;
-        Record::Vma(Vma { header, address: 0x7000, start: 0x7000 + task, ..Vma::default() })
+        Record::Vma(Vma { header, address: 0x7000, start: 0x6000 + task, end: 0x8000, ..Vma::default() })
     };
     correlator.take(&vma(2), &Fake);
     assert_eq!(correlator.findings()[0].access.vma, None);
     correlator.take(&vma(1), &Fake);
-    assert_eq!(correlator.findings()[0].access.vma.as_ref().map(|vma| vma.start), Some(0x7001));
+    assert_eq!(correlator.findings()[0].access.vma.as_ref().map(|vma| vma.start), Some(0x6001));
 }
 
 #[test]
 fn a_vma_goes_to_the_violation_it_belongs_to() {
     let (mut correlator, _) = take(violation(&[lock(OWN, held::READ)]));
     let header = Header { task: 1, tid: 11, tgid: 10, ..Header::default() };
-    let mut vma = Vma { header, address: 0x9999, ..Vma::default() };
+    let mut vma = Vma { header, address: 0x9999, start: 0x7000, end: 0xa000, ..Vma::default() };
     correlator.take(&Record::Vma(vma), &Fake);
     assert_eq!(correlator.findings()[0].access.vma, None, "another address");
     vma.address = 0x7000;
+    for (start, end) in [(0x7001, 0x8000), (0x6000, 0x7000), (0x8000, 0x6000)] {
+        correlator.take(&Record::Vma(Vma { start, end, ..vma }), &Fake);
+        assert_eq!(correlator.findings()[0].access.vma, None, "it lies elsewhere");
+    }
     vma.vm_flags = 3;
     vma.inode = 5;
     vma.name[..3].copy_from_slice(b"lib");
