@@ -15,4 +15,5 @@ mod shortcut;
 mod stacks;
 mod strict;
 pub mod tape;
+pub mod verify;
 pub mod workload;

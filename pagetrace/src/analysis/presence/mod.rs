@@ -75,6 +75,7 @@ impl World {
         match known {
             Some(space) => {
                 self.tally.faults += 1;
+                space.touched = true;
                 space.pending.push(Event::Fault(fault));
             }
             None if self.strangers.len() < MOST_STRANGERS => self.strangers.push(fault),
@@ -85,6 +86,7 @@ impl World {
     /// A change of a map.
     pub fn changed(&mut self, space: SpaceId, changed: Changed) {
         if let Some(space) = self.spaces.get_mut(&space) {
+            space.touched = true;
             space.pending.push(Event::Changed(changed));
         }
     }
@@ -173,12 +175,19 @@ impl World {
         space.built.clear();
         space.base = None;
         space.shortened = false;
+        space.touched = false;
     }
 
-    /// Whether anything happened in it since it was looked at.
+    /// Events that wait to be applied.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.spaces.values().map(|space| space.pending.len()).sum()
+    }
+
+    /// Whether nothing happened in it since it was looked at.
     #[must_use]
     pub fn is_idle(&self, id: SpaceId) -> bool {
-        self.spaces.get(&id).is_none_or(|space| space.pending.is_empty() && space.reads.iter().next().is_none())
+        self.spaces.get(&id).is_none_or(|space| !space.touched)
     }
 
     /// The sums. Ends all that still lives.

@@ -66,6 +66,8 @@ pub(super) struct Space {
     /// A file may have got shorter since the last look.
     pub(super) shortened: bool,
     pub(super) pending: Vec<Event>,
+    /// Something happened since the last look.
+    pub(super) touched: bool,
     /// The last fault of each thread: page, and end where it is known. It may still be going on.
     pub(super) last: HashMap<u32, (u64, Option<u64>)>,
     /// Changes that may still be going on: pages and end.
