@@ -70,11 +70,6 @@ pub(super) fn listen(tid: u32) -> io::Result<()> {
     request(libc::PTRACE_LISTEN, tid, 0, 0)
 }
 
-/// Stops it where it is.
-pub(super) fn interrupt(tid: u32) -> io::Result<()> {
-    request(libc::PTRACE_INTERRUPT, tid, 0, 0)
-}
-
 /// What goes with a stop: the new task's id, or the former one's.
 pub(super) fn message(tid: u32) -> io::Result<u32> {
     let mut message: libc::c_ulong = 0;
