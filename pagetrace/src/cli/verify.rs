@@ -34,6 +34,9 @@ pub struct VerifyArgs {
     /// Least share of pages and of faults that has to be explained, percent
     #[arg(long, value_name = "PERCENT", default_value_t = 100.0, value_parser = share)]
     pub at_least: f64,
+    /// Also look every so many milliseconds in between. Every task is stopped for it, which some system calls answer with EINTR
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(10..=3_600_000))]
+    pub every: Option<u64>,
     /// Use this attach type for every event that this kernel shows by it
     #[arg(long, value_enum, value_name = "TYPE")]
     pub attach: Option<Attach>,
@@ -67,6 +70,7 @@ pub(super) fn run(args: &VerifyArgs) -> Result<Exit> {
         stdout_is_ours: json && args.output.output.is_none(),
         attach: args.attach,
         sizes: Sizes { ring_bytes: args.ring_bytes, ..Sizes::default() },
+        every: args.every.map(Duration::from_millis),
         withhold: args.withhold,
     };
     let runtime =
@@ -84,7 +88,8 @@ pub(super) fn run(args: &VerifyArgs) -> Result<Exit> {
 }
 
 fn document(args: &VerifyArgs, kernel: Kernel, verified: Verified) -> Document {
-    let Verified { plan, tally, loss, mut incomplete_because, pid, ended, left, watched, around, withheld } = verified;
+    let Verified { plan, tally, loss, mut incomplete_because, pid, ended, left, watched, around, withheld, skipped } =
+        verified;
     let (exit_code, signal) = match ended {
         Ended::Exited(code) => (Some(code), None),
         Ended::Signalled(signal) => (None, Some(signal)),
@@ -107,6 +112,7 @@ fn document(args: &VerifyArgs, kernel: Kernel, verified: Verified) -> Document {
         loss,
         incomplete_because,
         left_running: left,
+        looks_skipped: skipped,
         around,
         withheld,
         at_least: args.at_least,

@@ -38,6 +38,8 @@ pub struct Parts {
     pub incomplete_because: Vec<String>,
     /// Tasks that the command left running.
     pub left_running: usize,
+    /// Looks in between for which not all tasks stopped in time.
+    pub looks_skipped: u64,
     /// Pages that the kernel maps around a read fault.
     pub around: u64,
     /// Faults that were kept from the model.
@@ -94,6 +96,7 @@ pub struct Document {
     present: Present,
     faulted: Faulted,
     looks: BTreeMap<Occasion, u64>,
+    looks_skipped: u64,
     fault_around_pages: u64,
     unexplained: Vec<Unexplained>,
     missing: Vec<Unexplained>,
@@ -154,6 +157,7 @@ impl Document {
             present,
             faulted,
             looks: tally.looks,
+            looks_skipped: parts.looks_skipped,
             fault_around_pages: parts.around,
             unexplained: tally.unexplained,
             missing: tally.missed,
@@ -262,6 +266,9 @@ impl Document {
         if self.withheld != 0 {
             writeln!(out, "  {} faults were kept from the model on purpose", self.withheld)?;
         }
+        if self.looks_skipped != 0 {
+            writeln!(out, "  {} times not all tasks stopped in time for a look in between", self.looks_skipped)?;
+        }
         if self.left_running != 0 {
             writeln!(out, "  {} tasks of the command run on and were not followed to their end", self.left_running)?;
         }
@@ -314,6 +321,7 @@ mod tests {
             loss: BTreeMap::new(),
             incomplete_because: Vec::new(),
             left_running: 0,
+            looks_skipped: 0,
             around: 16,
             withheld: 0,
             at_least: 99.9,

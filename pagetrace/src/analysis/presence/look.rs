@@ -1,6 +1,6 @@
 //! Compares what should be there with what is. Pure, but for who tells which frames make one large page.
 
-use std::ops::Range;
+use std::{collections::BTreeSet, ops::Range};
 
 use super::{
     event::{Folios, Run, Snapshot},
@@ -16,6 +16,8 @@ pub(super) struct Look<'a> {
     pub(super) snapshot: &'a Snapshot,
     /// Pages that are being faulted in while the snapshot is taken, by threads that are about to end.
     pub(super) meanwhile: RangeMap<Class>,
+    /// Pages of faults that may still be going on.
+    pub(super) unfinished: BTreeSet<u64>,
     /// Pages that the kernel maps at once around a read fault (`fault_around_bytes`).
     pub(super) around: u64,
     pub(super) page_size: u64,
@@ -167,8 +169,16 @@ impl Look<'_> {
                     match (self.why(vma, cell), cell.expect) {
                         (Some(why), Expect::Fresh) => tally.is_gone(why, pages),
                         (Some(_), _) => {}
-                        (None, expect) => {
-                            *(if expect == Expect::Fresh { &mut tally.missing } else { &mut tally.vanished }) += pages;
+                        (None, Expect::Fresh) => {
+                            let open = self.unfinished.range(at..end);
+                            let lost = gaps(&(at..end), open.map(|page| *page..page + 1));
+                            let missing: u64 = lost.iter().map(|range| range.end - range.start).sum();
+                            tally.is_gone(Gone::Interrupted, pages - missing);
+                            tally.missing += missing;
+                            lost.into_iter().for_each(|range| tally.list(true, |pages| self.entry(vma, &pages), range));
+                        }
+                        (None, _) => {
+                            tally.vanished += pages;
                             tally.list(true, |pages| self.entry(vma, &pages), at..end);
                         }
                     }

@@ -167,7 +167,8 @@ impl World {
                 meanwhile.set(fault.page..fault.page.saturating_add(1), Class::Fault);
             }
         }
-        let look = Look { space, snapshot, meanwhile, around: *around, page_size: *page_size };
+        let unfinished = space.unfinished(snapshot.begun);
+        let look = Look { space, snapshot, meanwhile, unfinished, around: *around, page_size: *page_size };
         let found = look.compare(folios, tally);
         space.cells = found;
         space.around.clear();

@@ -1,12 +1,18 @@
 //! One address space: which pages should be there, and why. Pure.
 
-use std::{collections::HashMap, ops::Range};
+use std::{
+    collections::{BTreeSet, HashMap},
+    ops::Range,
+};
 
 use super::{
     event::{Change, Changed, Fault, Mode, Outcome},
     ranges::RangeMap,
     tally::{Class, Gone, Tally},
 };
+
+/// No fault takes longer, nanoseconds.
+const LONG: u64 = 1_000_000_000;
 
 /// Whether a page has to be there at the next look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,8 +74,8 @@ pub(super) struct Space {
     pub(super) pending: Vec<Event>,
     /// Something happened since the last look.
     pub(super) touched: bool,
-    /// The last fault of each thread: page, and end where it is known. It may still be going on.
-    pub(super) last: HashMap<u32, (u64, Option<u64>)>,
+    /// The last fault of each thread. It may still be going on.
+    pub(super) last: HashMap<u32, Fault>,
     /// Changes that may still be going on: pages and end.
     pub(super) open: Vec<(Range<u64>, u64)>,
 }
@@ -93,7 +99,7 @@ impl Space {
         if matches!(fault.outcome, Outcome::Failed | Outcome::Again) {
             return;
         }
-        self.last.insert(fault.tid, (page, fault.end));
+        self.last.insert(fault.tid, *fault);
         let class = match fault.mode {
             Mode::User => Class::Fault,
             Mode::Kernel => Class::KernelFault,
@@ -153,10 +159,10 @@ impl Space {
         }
         self.around.cut(pages.clone());
         // A fault of another thread that had begun before may have ended after.
-        let going_on = self.last.iter().filter(|(tid, (page, end))| {
-            **tid != changed.tid && pages.contains(page) && end.is_none_or(|end| end > changed.at)
+        let going_on = self.last.values().filter(|fault| {
+            fault.tid != changed.tid && pages.contains(&fault.page) && fault.end.is_none_or(|end| end > changed.at)
         });
-        let raced: Vec<u64> = going_on.map(|(_, (page, _))| *page).collect();
+        let raced: Vec<u64> = going_on.map(|fault| fault.page).collect();
         raced.into_iter().for_each(|page| self.cells.set(page..page + 1, Cell::quiet(Class::Fault)));
     }
 
@@ -183,6 +189,14 @@ impl Space {
             }
             self.cells.set(range, Cell { expect: Expect::No, ..cell });
         }
+    }
+
+    /// Pages of faults that may still be going on at a moment: the last of each thread, if only the exception was seen, and that not
+    /// long ago. Who was stopped or killed in one takes it anew, or never.
+    pub(super) fn unfinished(&self, now: u64) -> BTreeSet<u64> {
+        let recent = now.saturating_sub(LONG)..=now;
+        let open = self.last.values().filter(|fault| fault.end.is_none() && recent.contains(&fault.at));
+        open.map(|fault| fault.page).collect()
     }
 
     /// As a fork copies it; what another thread does meanwhile is taken in by [`Space::join`].

@@ -73,6 +73,8 @@ pub enum Gone {
     AccessFailed,
     /// Another thread changed the map during the fault.
     Raced,
+    /// A thread was stopped or killed during the fault, of which only the beginning was seen.
+    Interrupted,
     /// A file got shorter.
     Shortened,
     /// The kernel took pages of files back meanwhile, and this was one of a file.
@@ -97,6 +99,7 @@ impl Gone {
             Self::Forbidden => ("forbidden", "the mapping forbids the access"),
             Self::AccessFailed => ("access-failed", "a signal said so"),
             Self::Raced => ("raced", "another thread changed the map meanwhile"),
+            Self::Interrupted => ("interrupted", "the thread was stopped or killed during the fault"),
             Self::Shortened => ("shortened", "a file was cut or got a hole"),
             Self::Reclaimed => ("reclaimed", "of a file, and the kernel took such back meanwhile"),
             Self::Untold => ("untold", "of a driver's mapping, which page walks may leave out"),

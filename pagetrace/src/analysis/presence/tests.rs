@@ -219,6 +219,22 @@ fn a_fault_during_another_threads_change_may_have_come_before_or_after() {
 }
 
 #[test]
+fn a_thread_that_is_stopped_in_a_fault_takes_it_anew() {
+    const LATER: u64 = 5_000_000_000;
+    let missing = |faults: &[Fault]| {
+        let mut world = world();
+        faults.iter().for_each(|fault| world.fault(*fault));
+        world.look(HERE, &snapshot(LATER, Vec::new()), &mut NoFolios);
+        world.finish().missing
+    };
+    assert_eq!(missing(&[fault(LATER - 9, 0x110)]), 0);
+    // Only the last can be going on, only not for long, and not when its end was seen.
+    assert_eq!(missing(&[fault(LATER - 9, 0x110), fault(LATER - 8, 0x111)]), 1);
+    assert_eq!(missing(&[fault(9, 0x110)]), 1);
+    assert_eq!(missing(&[Fault { end: Some(LATER - 1), outcome: Outcome::Done, ..fault(LATER - 9, 0x110) }]), 1);
+}
+
+#[test]
 fn what_the_program_asked_for_need_not_be_there() {
     let mut world = world();
     world.changed(HERE, change(1, Change::Populate(0x110..0x120)));

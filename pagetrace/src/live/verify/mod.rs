@@ -6,6 +6,7 @@
 
 mod ptrace;
 mod snapshot;
+mod standstill;
 mod syscalls;
 mod tracer;
 
@@ -68,6 +69,8 @@ pub struct Wanted {
     pub attach: Option<Attach>,
     /// Sizes of the BPF object's maps.
     pub sizes: Sizes,
+    /// Also look so often in between.
+    pub every: Option<Duration>,
     /// Keep every so many-eth fault from the model: a test of the comparison itself.
     pub withhold: Option<u64>,
 }
@@ -95,6 +98,8 @@ pub struct Verified {
     pub around: u64,
     /// Faults that were kept from the model.
     pub withheld: u64,
+    /// Looks in between for which not all tasks stopped in time.
+    pub skipped: u64,
 }
 
 /// The state of a run.
@@ -106,6 +111,7 @@ struct Session {
     seen: u64,
     withheld: u64,
     unknown: u64,
+    skipped: u64,
     troubles: BTreeSet<String>,
 }
 
@@ -179,6 +185,7 @@ impl Session {
                 // The follower waits for it, unless it is gone.
                 let _ = done.send(());
             }
+            Notice::Skipped => self.skipped += 1,
             Notice::Trouble(sentence) => self.trouble(sentence),
             Notice::Finished { status, left } => return Some((status, left)),
         }
@@ -271,6 +278,7 @@ pub async fn run(facts: &KernelFacts, wanted: &Wanted, note: &mut dyn FnMut(&str
         seen: 0,
         withheld: 0,
         unknown: 0,
+        skipped: 0,
         troubles: BTreeSet::new(),
     };
     let (tell, mut notices) = mpsc::channel(AHEAD);
@@ -279,11 +287,17 @@ pub async fn run(facts: &KernelFacts, wanted: &Wanted, note: &mut dyn FnMut(&str
     if let Err(err) = workload.release().await {
         // Whoever asked first has its status; it has ended in any case.
         drop(notices);
-        let _ = follower.join();
+        follower.join();
         return Err(err.into());
     }
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut looks = wanted.every.map(|every| {
+        let mut looks = tokio::time::interval(every);
+        // A look that takes longer must not keep the command from running in between.
+        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        looks
+    });
     let mut asked_to_end: Option<Instant> = None;
     let (status, left) = loop {
         tokio::select! {
@@ -295,6 +309,7 @@ pub async fn run(facts: &KernelFacts, wanted: &Wanted, note: &mut dyn FnMut(&str
                 None => anyhow::bail!("the thread that follows the command is gone"),
             },
             read = session.read() => read.context("cannot read the ring buffer")?,
+            () = next(&mut looks) => follower.ask(),
             _ = tick.tick() => {
                 if session.world.waiting() > MOST_WAITING {
                     session.world.settle(monotonic_ns().saturating_sub(LONG_AGO));
@@ -306,7 +321,7 @@ pub async fn run(facts: &KernelFacts, wanted: &Wanted, note: &mut dyn FnMut(&str
         }
     };
     let watched = Duration::from_nanos(monotonic_ns().saturating_sub(started));
-    let _ = follower.join();
+    follower.join();
     session.drain();
     let counters = session.attached.counters_by_cpu()?;
     session.attached.detach();
@@ -333,7 +348,16 @@ pub async fn run(facts: &KernelFacts, wanted: &Wanted, note: &mut dyn FnMut(&str
         watched,
         around,
         withheld: session.withheld,
+        skipped: session.skipped,
     })
+}
+
+/// The next time to look in between; never, where that is not asked for.
+async fn next(looks: &mut Option<tokio::time::Interval>) {
+    match looks {
+        Some(looks) => drop(looks.tick().await),
+        None => std::future::pending().await,
+    }
 }
 
 /// Asks the command to end; it is followed until it has.

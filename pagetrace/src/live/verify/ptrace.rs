@@ -70,6 +70,30 @@ pub(super) fn listen(tid: u32) -> io::Result<()> {
     request(libc::PTRACE_LISTEN, tid, 0, 0)
 }
 
+/// Stops it where it is.
+pub(super) fn interrupt(tid: u32) -> io::Result<()> {
+    request(libc::PTRACE_INTERRUPT, tid, 0, 0)
+}
+
+/// Makes the signal of [`wake`] one that ends a wait and does nothing else; by itself it does nothing at all.
+pub(super) fn can_be_woken() -> io::Result<()> {
+    extern "C" fn nothing(_signal: libc::c_int) {}
+    // SAFETY: an all-zero sigaction is a valid value: no flags, so that waits are not begun anew, and an empty mask.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = nothing as extern "C" fn(libc::c_int) as libc::sighandler_t;
+    // SAFETY: the handler does nothing, which is safe in any thread at any time.
+    match unsafe { libc::sigaction(libc::SIGURG, &raw const action, std::ptr::null_mut()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Ends the wait of a thread of this process. One that does not wait at that moment is not reached.
+pub(super) fn wake(tid: u32) {
+    // SAFETY: the call takes numbers only; the signal has a handler, see above.
+    unsafe { libc::syscall(libc::SYS_tgkill, std::process::id(), tid, libc::SIGURG) };
+}
+
 /// What goes with a stop: the new task's id, or the former one's.
 pub(super) fn message(tid: u32) -> io::Result<u32> {
     let mut message: libc::c_ulong = 0;

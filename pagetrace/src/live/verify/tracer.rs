@@ -6,7 +6,11 @@
 use std::{
     collections::{HashMap, HashSet},
     fs, io,
-    sync::mpsc::{SyncSender, sync_channel},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{SyncSender, sync_channel},
+    },
     thread::{self, JoinHandle},
 };
 
@@ -15,6 +19,7 @@ use tokio::sync::mpsc::Sender;
 use super::{
     super::loader::monotonic_ns,
     ptrace::{self, Syscall},
+    standstill::{Held, Standstill},
     syscalls::{self, Call, Memory},
 };
 use crate::analysis::presence::{Change, Changed, Occasion, SpaceId};
@@ -83,6 +88,8 @@ pub(super) enum Notice {
     Point(Point, SyncSender<()>),
     /// Something could not be followed, as a sentence.
     Trouble(String),
+    /// The tasks of an address space did not all stop in time, so it was not looked at in between.
+    Skipped,
     /// The command has ended, with the status of wait(2) if it is known; so many tasks that it left run on, not traced.
     Finished {
         /// The status.
@@ -101,6 +108,14 @@ struct Thread {
     call: Option<Call>,
     /// It is on its way out.
     ending: bool,
+    /// It waits in the kernel until a child that uses its memory goes its own way.
+    lends: bool,
+}
+
+impl Thread {
+    const fn new(pid: u32, space: SpaceId) -> Self {
+        Self { pid, space, call: None, ending: false, lends: false }
+    }
 }
 
 struct Tracer {
@@ -114,6 +129,29 @@ struct Tracer {
     next: u64,
     notices: Sender<Notice>,
     foreign_told: bool,
+    /// Somebody wants to look in between.
+    asked: Arc<AtomicBool>,
+    still: Standstill,
+}
+
+/// The thread that follows.
+pub(super) struct Follower {
+    handle: JoinHandle<()>,
+    tid: u32,
+    asked: Arc<AtomicBool>,
+}
+
+impl Follower {
+    /// Asks for a look at everything. Where the thread is busy, the next call reaches it.
+    pub(super) fn ask(&self) {
+        self.asked.store(true, Ordering::Relaxed);
+        ptrace::wake(self.tid);
+    }
+
+    /// Waits for its end.
+    pub(super) fn join(self) {
+        let _ = self.handle.join();
+    }
 }
 
 /// Nobody takes notices any more: the tasks are let go.
@@ -123,14 +161,18 @@ struct Deserted;
 ///
 /// # Errors
 /// When the kernel does not let it be traced.
-pub(super) fn follow(root: u32, notices: Sender<Notice>) -> io::Result<JoinHandle<()>> {
+pub(super) fn follow(root: u32, notices: Sender<Notice>) -> io::Result<Follower> {
+    ptrace::can_be_woken()?;
+    let asked = Arc::new(AtomicBool::new(false));
+    let is_asked = Arc::clone(&asked);
     let (tell, told) = sync_channel(1);
     let handle = thread::Builder::new().name("follow".to_owned()).spawn(move || {
         let seized = ptrace::seize(root);
         let follows = seized.is_ok();
-        let _ = tell.send(seized);
+        let tid = rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned();
+        let _ = tell.send(seized.map(|()| tid));
         if follows {
-            let first = Thread { pid: root, space: FIRST, call: None, ending: false };
+            let first = Thread::new(root, FIRST);
             let mut tracer = Tracer {
                 root,
                 threads: HashMap::from([(root, first)]),
@@ -140,18 +182,23 @@ pub(super) fn follow(root: u32, notices: Sender<Notice>) -> io::Result<JoinHandl
                 next: 1,
                 notices,
                 foreign_told: false,
+                asked: is_asked,
+                still: Standstill::default(),
             };
             // With the thread's end the kernel lets go of whatever it still traces.
             let _ = tracer.run();
         }
     })?;
-    told.recv().map_err(io::Error::other)??;
-    Ok(handle)
+    let tid = told.recv().map_err(io::Error::other)??;
+    Ok(Follower { handle, tid, asked })
 }
 
 impl Tracer {
     fn run(&mut self) -> Result<(), Deserted> {
         let status = loop {
+            if self.asked.swap(false, Ordering::Relaxed) {
+                self.stand_still()?;
+            }
             match ptrace::wait(None) {
                 Ok(None) => {}
                 // There is none: the command's end was taken by somebody else.
@@ -188,6 +235,8 @@ impl Tracer {
 
     fn gone(&mut self, tid: u32) -> Result<(), Deserted> {
         let Some(thread) = self.threads.remove(&tid) else { return Ok(()) };
+        self.still.forget(tid);
+        self.look_if_still(thread.space)?;
         if !self.threads.values().any(|other| other.space == thread.space) {
             self.memory.remove(&thread.space);
             if !self.looked.remove(&thread.space) {
@@ -199,10 +248,11 @@ impl Tracer {
 
     fn stopped(&mut self, tid: u32, status: i32) -> Result<(), Deserted> {
         let (signal, event) = (libc::WSTOPSIG(status), status >> 16);
-        if !self.threads.contains_key(&tid) {
+        let Some(thread) = self.threads.get_mut(&tid) else {
             self.early.insert(tid);
             return Ok(());
-        }
+        };
+        thread.lends = event == libc::PTRACE_EVENT_VFORK;
         let mut hand_on = 0;
         match event {
             libc::PTRACE_EVENT_FORK | libc::PTRACE_EVENT_VFORK | libc::PTRACE_EVENT_CLONE => self.made(tid, event)?,
@@ -210,8 +260,7 @@ impl Tracer {
             libc::PTRACE_EVENT_EXIT => self.ends(tid)?,
             libc::PTRACE_EVENT_STOP if signal != libc::SIGTRAP => {
                 // The whole process was stopped by a signal, and stays so until SIGCONT.
-                let _ = ptrace::listen(tid);
-                return Ok(());
+                return self.go_on(tid, Held::Listen);
             }
             0 if signal == libc::SIGTRAP | 0x80 => self.syscall(tid)?,
             0 => {
@@ -220,8 +269,46 @@ impl Tracer {
             }
             _ => {}
         }
-        // It may have been killed meanwhile, which the next wait tells.
-        let _ = ptrace::resume(tid, hand_on);
+        self.go_on(tid, Held::Run(hand_on))
+    }
+
+    /// Lets a task go on, unless it shall stand still.
+    fn go_on(&mut self, tid: u32, how: Held) -> Result<(), Deserted> {
+        let Some(thread) = self.threads.get(&tid) else {
+            release(tid, how);
+            return Ok(());
+        };
+        // One that ends, or lends its memory, touches nothing that others wait for.
+        let (space, runs) = (thread.space, !thread.ending && !thread.lends);
+        if !runs || !self.still.hold(space, tid, how) {
+            release(tid, how);
+        }
+        self.look_if_still(space)
+    }
+
+    /// Asks every task to stop where it is. Those that have been asked before had time enough.
+    fn stand_still(&mut self) -> Result<(), Deserted> {
+        for space in self.still.waiting() {
+            self.still.release(space).into_iter().for_each(|(tid, how)| release(tid, how));
+            self.tell(Notice::Skipped)?;
+        }
+        for (tid, thread) in self.threads.iter().filter(|(_, thread)| thread.space != FIRST) {
+            self.still.begin(thread.space);
+            if !thread.ending && !thread.lends {
+                // It may have been killed, which the next wait tells.
+                let _ = ptrace::interrupt(*tid);
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at an address space whose tasks stand still, and lets them go on.
+    fn look_if_still(&mut self, space: SpaceId) -> Result<(), Deserted> {
+        let own = self.threads.iter().filter(|(_, of)| of.space == space && !of.ending && !of.lends);
+        let needed = own.map(|(tid, _)| *tid).collect();
+        let Some(tid) = self.still.complete(space, &needed) else { return Ok(()) };
+        self.point(Point::Look { space, tid, occasion: Occasion::Periodic })?;
+        self.still.release(space).into_iter().for_each(|(tid, how)| release(tid, how));
         Ok(())
     }
 
@@ -294,17 +381,16 @@ impl Tracer {
         let shares = is_thread || ptrace::same_memory(tid, child).unwrap_or(event == libc::PTRACE_EVENT_VFORK);
         let pid = if is_thread { pid } else { child };
         if shares {
-            self.threads.insert(child, Thread { pid, space: parent, call: None, ending: false });
+            self.threads.insert(child, Thread::new(pid, parent));
             self.tell(Notice::Thread { tid: child, pid, space: parent })?;
         } else {
             let space = self.new_space();
-            self.threads.insert(child, Thread { pid, space, call: None, ending: false });
+            self.threads.insert(child, Thread::new(pid, space));
             let memory = self.memory.get(&parent).copied().unwrap_or_default();
             self.memory.insert(space, memory);
             self.point(Point::Fork { parent, child: space, pid, call })?;
         }
-        let _ = ptrace::resume(child, 0);
-        Ok(())
+        self.go_on(child, Held::Run(0))
     }
 
     /// The process runs another program; all its other threads are gone.
@@ -316,11 +402,12 @@ impl Tracer {
         for other in others {
             // What was theirs goes on as that of the one that is left.
             self.threads.remove(&other);
+            self.still.forget(other);
             self.tell(Notice::Ended { tid: other })?;
         }
         let before = self.threads.remove(&former).map(|thread| thread.space);
         let space = self.new_space();
-        self.threads.insert(tid, Thread { pid: tid, space, call: None, ending: false });
+        self.threads.insert(tid, Thread::new(tid, space));
         if let Some(before) = before.filter(|before| !self.threads.values().any(|other| other.space == *before)) {
             self.memory.remove(&before);
             self.looked.remove(&before);
@@ -328,8 +415,10 @@ impl Tracer {
         // Only now is its end ours to hold: until here, it was held back by the one who started it.
         let _ = ptrace::follow_ends(tid);
         self.point(Point::Exec { former, pid: tid, space, call: call.unwrap_or(0) })?;
-        let _ = ptrace::resume(tid, 0);
-        Ok(())
+        if let Some(before) = before {
+            self.look_if_still(before)?;
+        }
+        self.go_on(tid, Held::Run(0))
     }
 
     /// A thread is about to end; with the last one its memory goes.
@@ -343,4 +432,12 @@ impl Tracer {
         }
         Ok(())
     }
+}
+
+/// It may have been killed meanwhile, which the next wait tells.
+fn release(tid: u32, how: Held) {
+    let _ = match how {
+        Held::Run(signal) => ptrace::resume(tid, signal),
+        Held::Listen => ptrace::listen(tid),
+    };
 }
