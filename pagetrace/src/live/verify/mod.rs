@@ -177,7 +177,7 @@ impl Session {
                 self.world.ended(tid);
             }
             Notice::Unseen { pid } => {
-                self.trouble(format!("process {pid} was killed where its pages could not be looked at"))
+                self.trouble(format!("process {pid} was killed where its pages could not be looked at"));
             }
             Notice::Changed(space, changed) => self.world.changed(space, changed),
             Notice::Point(point, done) => {

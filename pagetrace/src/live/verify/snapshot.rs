@@ -121,8 +121,11 @@ const STEP: u64 = 512;
 /// No large page has more: 1 GiB.
 const MOST: u64 = 1 << 18;
 
+/// Reads so many frames from one on.
+type ReadFrames<'a> = dyn FnMut(u64, usize, &mut Vec<Frame>) -> Option<()> + 'a;
+
 /// The large page of a frame: from the head before it to the last tail behind it.
-fn folio(frame: u64, read: &mut dyn FnMut(u64, usize, &mut Vec<Frame>) -> Option<()>) -> Option<Range<u64>> {
+fn folio(frame: u64, read: &mut ReadFrames<'_>) -> Option<Range<u64>> {
     const HEAD: u64 = 1 << 15;
     const TAIL: u64 = 1 << 16;
     let mut found = Vec::new();
