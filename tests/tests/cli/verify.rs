@@ -7,12 +7,13 @@ use super::run::{Ran, Running, Scratch, is, pagetrace, root, run};
 
 #[test]
 fn wrong_arguments_are_told_before_anything_runs() -> Result<()> {
-    let cases: [(&[&str], &str); 7] = [
+    let cases: [(&[&str], &str); 8] = [
         (&["verify"], "COMMAND"),
         (&["verify", "true"], "true"),
         (&["verify", "--at-least", "101", "--", "true"], "from 0 to 100"),
         (&["verify", "--at-least", "x", "--", "true"], "not a number"),
         (&["verify", "--ring-bytes", "5000", "--", "true"], "power of two"),
+        (&["verify", "--every", "1", "--", "true"], "every"),
         (&["verify", "--withhold", "0", "--", "true"], "withhold"),
         (&["verify", "--attach", "uprobe", "--", "true"], "kprobe"),
     ];
@@ -114,5 +115,20 @@ fn a_signal_ends_the_command_and_the_answer_is_given() -> Result<()> {
     running.signal("TERM")?;
     let ran = running.end()?.exits(143)?.says("stopped by SIGTERM")?;
     ensure!(ran.stdout.starts_with("EXPLAINED"), "{ran:#?}");
+    Ok(())
+}
+
+#[test]
+fn looks_in_between_change_nothing_for_the_command() -> Result<()> {
+    if !root() {
+        return Ok(());
+    }
+    // A loop, a wait for a child, and a stop by a signal, all of them interrupted.
+    let script =
+        "(sleep 0.3; kill -CONT $$) & kill -STOP $$; i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; wait; exit 6";
+    let ran = run(&["verify", "--at-least", "99.9", "--every", "50", "--format", "json", "--", "sh", "-c", script])?;
+    let answer = ran.exits(6)?.json()?;
+    ensure!(answer["outcome"] == "explained", "{answer}");
+    ensure!(answer["looks"]["periodic"].as_u64().is_some_and(|looks| looks > 2), "{answer}");
     Ok(())
 }
