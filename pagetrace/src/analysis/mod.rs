@@ -8,6 +8,7 @@ mod latent;
 pub mod model;
 pub mod order;
 mod page;
+pub mod presence;
 mod repeat;
 mod verdict;
 

@@ -4,7 +4,7 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
 
-use super::{baseline::BaselineArgs, ci::CiArgs, exit::Misuse, pagemap::PagemapArgs, vm::VmArgs};
+use super::{baseline::BaselineArgs, ci::CiArgs, exit::Misuse, pagemap::PagemapArgs, verify::VerifyArgs, vm::VmArgs};
 use crate::{
     live::{loader::Sizes, prepare::Run, provoke, session::Spec, workload::targets::Selection},
     output::{Format, ReportFormat},
@@ -45,6 +45,8 @@ pub enum Command {
     Probes(ProbesArgs),
     /// Read what a process has in memory: /proc/PID/pagemap, every bit of it
     Pagemap(PagemapArgs),
+    /// Run a command, and hold every page it has in memory against the faults that were seen: how much of it is explained
+    Verify(VerifyArgs),
 }
 
 /// Whom to watch.
@@ -231,7 +233,7 @@ fn milliseconds(text: &str) -> Result<Duration, String> {
     Ok(interval)
 }
 
-fn ring_bytes(text: &str) -> Result<u32, String> {
+pub(super) fn ring_bytes(text: &str) -> Result<u32, String> {
     let bytes: u32 = text.parse().map_err(|_| "not a number of bytes".to_owned())?;
     if bytes < 4096 || !bytes.is_power_of_two() || bytes > 1 << 30 {
         return Err("must be a power of two from 4096 to 1073741824".to_owned());

@@ -12,6 +12,7 @@ mod record;
 mod report;
 mod sink;
 mod trace;
+mod verify;
 mod vm;
 
 use std::process::ExitCode;
@@ -41,6 +42,7 @@ pub fn main() -> ExitCode {
         Command::Baseline(args) => baseline::run(&args),
         Command::Probes(args) => probes::run(&args),
         Command::Pagemap(args) => pagemap::run(&args),
+        Command::Verify(args) => verify::run(&args),
     };
     match result {
         Ok(exit) => exit.into(),

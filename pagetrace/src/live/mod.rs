@@ -16,4 +16,5 @@ mod stacks;
 mod strict;
 pub mod tape;
 mod undisturbed;
+pub mod verify;
 pub mod workload;

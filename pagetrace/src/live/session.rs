@@ -51,7 +51,12 @@ const COUNT_EVERY: Duration = Duration::from_secs(5);
 const KILL_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Attaches, planning anew without each way that the kernel refuses.
-fn attach(facts: &KernelFacts, spec: &Spec, offsets: &Offsets, targets: &[u64]) -> Result<(Plan, Settings, Attached)> {
+pub(super) fn attach(
+    facts: &KernelFacts,
+    spec: &Spec,
+    offsets: &Offsets,
+    targets: &[u64],
+) -> Result<(Plan, Settings, Attached)> {
     let (Ok(btf), Some(view)) = (&facts.btf, View::of(facts)) else { anyhow::bail!("this kernel has no usable BTF") };
     let Run { trace, strict, order, .. } = spec.run;
     let mut wish = Wish { force: spec.attach, trace, strict, order, refused: Vec::new() };
@@ -85,7 +90,7 @@ pub fn try_plan(facts: &KernelFacts, spec: &Spec) -> Result<Plan> {
     attach(facts, spec, &offsets, &[]).map(|(plan, _settings, _attached)| plan)
 }
 
-fn offsets(facts: &KernelFacts) -> Result<Offsets> {
+pub(super) fn offsets(facts: &KernelFacts) -> Result<Offsets> {
     let btf = facts.btf.as_ref().map_err(|missing| anyhow::anyhow!("{}: {}", missing.path.display(), missing.why))?;
     Offsets::from_btf(btf).context("this kernel's BTF lacks what pagetrace needs")
 }
@@ -415,7 +420,7 @@ fn provoker(spec: &Spec, workload: Option<&Workload>) -> Result<Option<Provoker>
 }
 
 /// Standard error, as a place for the command's standard output.
-fn command_stdout() -> Result<Stdio> {
+pub(super) fn command_stdout() -> Result<Stdio> {
     let stderr = io::stderr().as_fd().try_clone_to_owned().context("cannot duplicate standard error")?;
     Ok(Stdio::from(stderr))
 }

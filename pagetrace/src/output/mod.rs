@@ -22,6 +22,7 @@ pub mod report;
 pub mod sarif;
 pub mod stacks;
 pub mod text;
+pub mod verify;
 
 /// Form of the output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]

@@ -20,6 +20,7 @@ pub mod swap;
 pub mod symbols;
 pub mod targets;
 pub mod tool;
+pub mod verify;
 
 use std::{collections::HashSet, env, fs, path::Path, process::ExitCode, time::Instant};
 
@@ -48,7 +49,7 @@ pub fn main() -> ExitCode {
         ["--host", "--only", part] => (true, Some(*part)),
         _ => {
             eprintln!(
-                "usage: pagetrace-guest-suite [--host] [--only kprobe|fentry|tracepoint|raw-tracepoint|before|random|strict|order|manners|targets|pages|hang]"
+                "usage: pagetrace-guest-suite [--host] [--only kprobe|fentry|tracepoint|raw-tracepoint|before|random|strict|order|manners|targets|pages|verify|hang]"
             );
             return ExitCode::from(2);
         }
@@ -193,6 +194,9 @@ fn run(host: bool, only: Option<&str>, tally: &mut Tally) -> Result<()> {
     }
     if wanted("pages") {
         pages::run(&tool, host, tally);
+    }
+    if wanted("verify") {
+        verify::run(&tool, tally);
     }
     // Last: on 5.10 nothing ends the task, and it stays until the machine goes down.
     if fixtures.bpf && !host && wanted("hang") {

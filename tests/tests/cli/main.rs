@@ -12,4 +12,5 @@ mod recordings;
 mod run;
 mod selection;
 mod unprivileged;
+mod verify;
 mod vm;
