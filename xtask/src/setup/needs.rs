@@ -124,9 +124,44 @@ const NEEDS: [Need; 9] = [
     },
 ];
 
+/// What building a kernel needs besides: only tasks that build one ask for it.
+const KERNEL_NEEDS: [Need; 2] = [
+    Need {
+        id: Id::Packages,
+        what: "the tools a kernel is built with",
+        why: "the kernel with lockdep",
+        apt: &["bc", "bison", "flex", "libelf-dev", "xz-utils"],
+        dnf: &["bc", "bison", "flex", "elfutils-libelf-devel", "xz"],
+        also: "",
+        present: || programs(&["bc", "bison", "flex", "xz"]) && Path::new("/usr/include/libelf.h").is_file(),
+    },
+    Need {
+        id: Id::Packages,
+        what: "pahole",
+        why: "the type information of that kernel",
+        apt: &["dwarves"],
+        dnf: &["dwarves"],
+        also: "",
+        present: || programs(&["pahole"]),
+    },
+];
+
+/// What a task is about to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Build pagetrace and test it.
+    Usual,
+    /// Build a kernel as well.
+    Kernel,
+}
+
 /// What is missing here.
-pub(crate) fn missing() -> Vec<Need> {
-    NEEDS.into_iter().filter(|need| !(need.present)()).collect()
+pub(crate) fn missing(purpose: Purpose) -> Vec<Need> {
+    let more: &[Need] = match purpose {
+        Purpose::Usual => &[],
+        Purpose::Kernel => &KERNEL_NEEDS,
+    };
+    NEEDS.iter().chain(more).filter(|need| !(need.present)()).copied().collect()
 }
 
 fn programs(names: &[&str]) -> bool {
