@@ -34,7 +34,7 @@ pagetrace check --strict --order --json "/out/$name.json" -o "/out/$name.txt" --
 echo "check: $?" >> /out/checks
 "#;
 
-/// Runs all cases: those that end by themselves together, by kind; each that hangs under a check of its own.
+/// Runs all cases.
 pub(super) fn all(
     kernel: &Kernel,
     binaries: &StaticBinaries,
@@ -67,16 +67,19 @@ pub(super) fn all(
     Ok(traced)
 }
 
+/// The cases that share a check: those that are right, those that are not; each that hangs has one of its own.
 fn groups(cases: &[(Kind, String)]) -> Vec<Vec<String>> {
-    let mut groups: Vec<(Option<Kind>, Vec<String>)> = Vec::new();
+    let (mut right, mut wrong, mut groups) = (Vec::new(), Vec::new(), Vec::new());
     for (kind, words) in cases {
-        let alone = matches!(kind, Kind::Hanging | Kind::Standing);
-        match groups.iter_mut().find(|(of, _)| !alone && *of == Some(*kind)) {
-            Some((_, group)) => group.push(words.clone()),
-            None => groups.push(((!alone).then_some(*kind), vec![words.clone()])),
+        match kind {
+            Kind::Hanging | Kind::Standing => groups.push(vec![words.clone()]),
+            Kind::Clean | Kind::Ordered => right.push(words.clone()),
+            Kind::Violating | Kind::Latent | Kind::Leaking | Kind::Inverting => wrong.push(words.clone()),
         }
     }
-    groups.into_iter().map(|(_, group)| group).collect()
+    groups.extend([right, wrong]);
+    groups.retain(|group| !group.is_empty());
+    groups
 }
 
 fn spec(kernel: &Kernel, module: &Path, binaries: &StaticBinaries, group: &[String]) -> Result<VmSpec> {
@@ -150,6 +153,6 @@ mod tests {
         let case = |kind, words: &str| (kind, words.to_owned());
         let cases =
             [case(Kind::Clean, "a"), case(Kind::Hanging, "b"), case(Kind::Clean, "c"), case(Kind::Hanging, "d")];
-        assert_eq!(groups(&cases), [vec!["a", "c"], vec!["b"], vec!["d"]]);
+        assert_eq!(groups(&cases), [vec!["b"], vec!["d"], vec!["a", "c"]]);
     }
 }
