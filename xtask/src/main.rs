@@ -13,6 +13,7 @@ mod dist;
 mod guest;
 mod kmod;
 mod lockdep;
+mod selftests;
 mod setup;
 mod source;
 mod step;
@@ -49,6 +50,8 @@ enum Task {
     Dist(dist::Options),
     /// Builds a kernel with lockdep, and holds its verdict on each fixture against pagetrace's.
     Lockdep(lockdep::Options),
+    /// Runs the kernel's own tests of its memory management under `pagetrace check`.
+    Selftests(selftests::Options),
     /// Boots a test kernel and runs a command on it.
     Vm(guest::Options),
 }
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
         Task::Bench(options) => bench::run(&options),
         Task::Dist(options) => dist::run(&options),
         Task::Lockdep(options) => lockdep::run(&options),
+        Task::Selftests(options) => selftests::run(&options),
         Task::Vm(options) => guest::run(&options),
     };
     done.unwrap_or_else(|err| {

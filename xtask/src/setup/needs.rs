@@ -146,6 +146,20 @@ const KERNEL_NEEDS: [Need; 2] = [
     },
 ];
 
+/// What building the kernel's own tests needs besides.
+const SELFTEST_NEEDS: [Need; 1] = [Need {
+    id: Id::Packages,
+    what: "the libraries that the kernel's tests use",
+    why: "building tools/testing/selftests/mm",
+    apt: &["libcap-dev", "libnuma-dev", "liburing-dev", "rsync", "xz-utils"],
+    dnf: &["libcap-static", "numactl-devel", "liburing-devel", "rsync", "xz"],
+    also: "",
+    present: || {
+        let header = |name: &str| Path::new("/usr/include").join(name).is_file();
+        programs(&["rsync", "xz"]) && ["sys/capability.h", "numa.h", "liburing.h"].into_iter().all(header)
+    },
+}];
+
 /// What a task is about to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {
@@ -153,6 +167,8 @@ pub(crate) enum Purpose {
     Usual,
     /// Build a kernel as well.
     Kernel,
+    /// Build the kernel's own tests as well.
+    Selftests,
 }
 
 /// What is missing here.
@@ -160,6 +176,7 @@ pub(crate) fn missing(purpose: Purpose) -> Vec<Need> {
     let more: &[Need] = match purpose {
         Purpose::Usual => &[],
         Purpose::Kernel => &KERNEL_NEEDS,
+        Purpose::Selftests => &SELFTEST_NEEDS,
     };
     NEEDS.iter().chain(more).filter(|need| !(need.present)()).copied().collect()
 }
