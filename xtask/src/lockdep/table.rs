@@ -6,7 +6,17 @@ use super::{judge::Judged, tracer::Traced};
 use crate::cases::Kind;
 
 /// Cases in which lockdep and pagetrace are known to differ, and why.
-const DIFFERENCES: &[(&str, &str)] = &[];
+const DIFFERENCES: &[(&str, &str)] = &[
+    ("atomic", ATOMIC),
+    ("preempt-off", ATOMIC),
+    ("handed-over", "up_read_non_owner() does not tell lockdep that the lock is released: to it the task still has it"),
+    (
+        "iter-clean",
+        "bpf_iter_run_prog() says might_fault() before any sleepable program; this one copies without faulting",
+    ),
+];
+
+const ATOMIC: &str = "might_fault() asks only whether page faults are disabled; in atomic context the fault handler gives up before it wants the lock";
 
 /// A case with both verdicts.
 #[derive(Debug, Clone)]
