@@ -69,7 +69,9 @@ fn make(source: &Source, tree: &Path) -> Result<()> {
     let dropped = dropped(&text);
     ensure!(dropped.is_empty(), "Linux {} does not take {}", source.version, dropped.join(", "));
     let jobs = thread::available_parallelism().map_or(1, usize::from);
-    note("building the kernel with lockdep takes about a quarter of an hour, and 2 GB in the cache; this is done once");
+    note(
+        "building the kernel with lockdep takes about a quarter of an hour, and more than a gigabyte in the cache; this is done once",
+    );
     step::run("building the kernel with lockdep", command().arg(format!("-j{jobs}")).args(["bzImage", "modules"]))?;
     fs::write(tree.join(DONE), "").with_context(|| format!("cannot write to {}", tree.display()))
 }

@@ -151,12 +151,12 @@ const SELFTEST_NEEDS: [Need; 1] = [Need {
     id: Id::Packages,
     what: "the libraries that the kernel's tests use",
     why: "building tools/testing/selftests/mm",
-    apt: &["libcap-dev", "libnuma-dev", "liburing-dev", "rsync", "xz-utils"],
-    dnf: &["libcap-static", "numactl-devel", "liburing-devel", "rsync", "xz"],
+    apt: &["libcap-dev", "libnuma-dev", "liburing-dev", "xz-utils"],
+    dnf: &["libcap-static", "numactl-devel", "liburing-devel", "xz"],
     also: "",
     present: || {
         let header = |name: &str| Path::new("/usr/include").join(name).is_file();
-        programs(&["rsync", "xz"]) && ["sys/capability.h", "numa.h", "liburing.h"].into_iter().all(header)
+        programs(&["xz"]) && ["sys/capability.h", "numa.h", "liburing.h"].into_iter().all(header)
     },
 }];
 
