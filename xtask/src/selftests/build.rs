@@ -30,6 +30,8 @@ pub(super) struct Built {
     pub(super) programs: Vec<(String, PathBuf)>,
     /// Tests that could not be built.
     pub(super) missing: Vec<String>,
+    /// What make said.
+    pub(super) log: PathBuf,
 }
 
 /// Builds the tests of `series`, or finds them in the cache.
@@ -46,7 +48,7 @@ pub(super) fn tests(series: &str) -> Result<Built> {
     let output = fs::read_to_string(&log).with_context(|| format!("cannot read {}", log.display()))?;
     let programs = programs(&dir.join("bin"))?;
     ensure!(!programs.is_empty(), "no test could be built; see {}", log.display());
-    Ok(Built { version: source.version, programs, missing: list::not_built(&output) })
+    Ok(Built { version: source.version, programs, missing: list::not_built(&output), log })
 }
 
 fn make(source: &Source, dir: &Path, log: &Path) -> Result<()> {

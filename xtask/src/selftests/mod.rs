@@ -113,7 +113,7 @@ fn print(built: &build::Built, release: &str, limit: u64, rows: &[Row]) {
     }
     println!();
     for name in &built.missing {
-        println!("Not built: {name}: it does not compile with this machine's headers.");
+        println!("Not built: {name}: it does not compile; {} has why.", built.log.display());
     }
     for (name, why) in list::LEFT_OUT {
         println!("Not run: {name}: {why}.");
