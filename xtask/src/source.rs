@@ -1,4 +1,5 @@
-//! A kernel's source from Debian's archive, unpacked into the cache once. Nothing is built in it: builds have directories of their own.
+//! A kernel's source from Debian's archive, unpacked into the cache once. Builds have directories of their own; only the makefile of
+//! the kernel's own tests writes two small files beside itself.
 
 use std::{
     fs,
