@@ -27,7 +27,7 @@ const FLAVOUR: &str = "-cloud-amd64";
 const SUITE: &str = "trixie";
 const SUITE_COMPILER: &str = "gcc-14";
 /// The compiler of this machine for the others.
-const COMPILER: &str = "gcc-12";
+pub(crate) const COMPILER: &str = "gcc-12";
 
 /// Where a series' module can be built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +68,19 @@ pub(crate) fn build(series: &str, release: &str) -> Result<Option<PathBuf>> {
     fs::copy(&built, &partial).with_context(|| format!("the build left no {}", built.display()))?;
     fs::rename(&partial, &module)?;
     Ok(Some(module))
+}
+
+/// Builds the fixture module for a kernel that was built here, in its build tree `kernel`, where it stays.
+pub(crate) fn build_for_tree(kernel: &Path) -> Result<PathBuf> {
+    let sources = Sources::read(&workspace::root().join("tests/fixtures/kmod"))?;
+    let work = kernel.join(format!("fixture-{:016x}", sources.key()));
+    let module = work.join(MODULE);
+    if !module.is_file() {
+        sources.copy_to(&work)?;
+        make_module(&work, kernel, "the kernel with lockdep")?;
+    }
+    ensure!(module.is_file(), "the build left no {}", module.display());
+    Ok(module)
 }
 
 /// The module's source files, by name.
@@ -120,10 +133,15 @@ fn build_here(base: &Path, series: &str, release: &str, sources: &Sources) -> Re
     let headers = headers(base, series, release)?;
     let work = base.join("work");
     sources.copy_to(&work)?;
-    let mut make = Command::new("make");
-    make.arg("-C").arg(&work).arg(format!("KDIR={}", headers.display())).arg(format!("CC={COMPILER}")).arg("modules");
-    step::run(&format!("building the fixture module for {release}"), &mut make)?;
+    make_module(&work, &headers, release)?;
     Ok(work.join(MODULE))
+}
+
+fn make_module(work: &Path, kernel: &Path, of: &str) -> Result<()> {
+    let mut make = Command::new("make");
+    make.arg("-C").arg(work).arg(format!("KDIR={}", kernel.display())).arg(format!("CC={COMPILER}")).arg("modules");
+    step::run(&format!("building the fixture module for {of}"), &mut make)?;
+    Ok(())
 }
 
 /// The packages with the headers of a release, in the order in which their trees are laid over each other.

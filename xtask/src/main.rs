@@ -5,11 +5,17 @@ mod bench;
 #[expect(dead_code, unreachable_pub, reason = "the module is the build script's; here it only finds toolchains")]
 mod bpf;
 mod build;
+#[path = "../../tests/src/fixture/cases.rs"]
+#[expect(dead_code, unreachable_pub, reason = "the table is the fixture program's")]
+mod cases;
 mod demo;
 mod dist;
 mod guest;
 mod kmod;
+mod lockdep;
+mod selftests;
 mod setup;
+mod source;
 mod step;
 mod test;
 #[path = "../../pagetrace/src/vm/mod.rs"]
@@ -42,6 +48,10 @@ enum Task {
     Bench(bench::Options),
     /// Makes what is given to users: binary, man pages, completions, Debian package, checksums.
     Dist(dist::Options),
+    /// Builds a kernel with lockdep, and holds its verdict on each fixture against pagetrace's.
+    Lockdep(lockdep::Options),
+    /// Runs the kernel's own tests of its memory management under `pagetrace check`.
+    Selftests(selftests::Options),
     /// Boots a test kernel and runs a command on it.
     Vm(guest::Options),
 }
@@ -53,6 +63,8 @@ fn main() -> ExitCode {
         Task::Test(options) => test::run(&options),
         Task::Bench(options) => bench::run(&options),
         Task::Dist(options) => dist::run(&options),
+        Task::Lockdep(options) => lockdep::run(&options),
+        Task::Selftests(options) => selftests::run(&options),
         Task::Vm(options) => guest::run(&options),
     };
     done.unwrap_or_else(|err| {

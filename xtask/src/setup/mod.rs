@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 
 use self::needs::Need;
+pub(crate) use self::needs::Purpose;
 use crate::step::note;
 
 /// What `cargo xtask setup` takes.
@@ -20,7 +21,7 @@ pub(crate) struct Options {
 
 /// Runs the subcommand.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
-    let missing = needs::missing();
+    let missing = needs::missing(Purpose::Usual);
     if missing.is_empty() {
         println!("setup: everything is there");
         return Ok(ExitCode::SUCCESS);
@@ -29,14 +30,19 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     if options.no_install {
         return Ok(ExitCode::FAILURE);
     }
-    install(&missing)?;
+    install(&missing, Purpose::Usual)?;
     println!("setup: everything is there");
     Ok(ExitCode::SUCCESS)
 }
 
 /// For tasks that need a complete set-up: silent when it is.
 pub(crate) fn ensure(may_install: bool) -> Result<()> {
-    let missing = needs::missing();
+    ensure_for(Purpose::Usual, may_install)
+}
+
+/// The same for tasks that need more than building and testing do.
+pub(crate) fn ensure_for(purpose: Purpose, may_install: bool) -> Result<()> {
+    let missing = needs::missing(purpose);
     if missing.is_empty() {
         return Ok(());
     }
@@ -44,7 +50,7 @@ pub(crate) fn ensure(may_install: bool) -> Result<()> {
     if !may_install {
         bail!("the set-up is not complete, and nothing may be installed (--no-install)");
     }
-    install(&missing)
+    install(&missing, purpose)
 }
 
 fn report(missing: &[Need]) {
@@ -60,7 +66,7 @@ fn report(missing: &[Need]) {
     }
 }
 
-fn install(missing: &[Need]) -> Result<()> {
+fn install(missing: &[Need], purpose: Purpose) -> Result<()> {
     if !install::has_apt() {
         let names: Vec<_> = missing.iter().map(|need| need.what).collect();
         bail!("no apt-get here, so this has to be installed by hand: {}", names.join(", "));
@@ -72,7 +78,7 @@ fn install(missing: &[Need]) -> Result<()> {
     for need in missing {
         install::rest(need.id, &unavailable)?;
     }
-    let still = needs::missing();
+    let still = needs::missing(purpose);
     if let Some(need) = still.first() {
         bail!("{} is still missing after the installation ({})", need.what, need.why);
     }

@@ -124,9 +124,61 @@ const NEEDS: [Need; 9] = [
     },
 ];
 
+/// What building a kernel needs besides: only tasks that build one ask for it.
+const KERNEL_NEEDS: [Need; 2] = [
+    Need {
+        id: Id::Packages,
+        what: "the tools a kernel is built with",
+        why: "the kernel with lockdep",
+        apt: &["bc", "bison", "flex", "libelf-dev", "xz-utils"],
+        dnf: &["bc", "bison", "flex", "elfutils-libelf-devel", "xz"],
+        also: "",
+        present: || programs(&["bc", "bison", "flex", "xz"]) && Path::new("/usr/include/libelf.h").is_file(),
+    },
+    Need {
+        id: Id::Packages,
+        what: "pahole",
+        why: "the type information of that kernel",
+        apt: &["dwarves"],
+        dnf: &["dwarves"],
+        also: "",
+        present: || programs(&["pahole"]),
+    },
+];
+
+/// What building the kernel's own tests needs besides.
+const SELFTEST_NEEDS: [Need; 1] = [Need {
+    id: Id::Packages,
+    what: "the libraries that the kernel's tests use",
+    why: "building tools/testing/selftests/mm",
+    apt: &["libcap-dev", "libnuma-dev", "liburing-dev", "xz-utils"],
+    dnf: &["libcap-static", "numactl-devel", "liburing-devel", "xz"],
+    also: "",
+    present: || {
+        let header = |name: &str| Path::new("/usr/include").join(name).is_file();
+        programs(&["xz"]) && ["sys/capability.h", "numa.h", "liburing.h"].into_iter().all(header)
+    },
+}];
+
+/// What a task is about to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Build pagetrace and test it.
+    Usual,
+    /// Build a kernel as well.
+    Kernel,
+    /// Build the kernel's own tests as well.
+    Selftests,
+}
+
 /// What is missing here.
-pub(crate) fn missing() -> Vec<Need> {
-    NEEDS.into_iter().filter(|need| !(need.present)()).collect()
+pub(crate) fn missing(purpose: Purpose) -> Vec<Need> {
+    let more: &[Need] = match purpose {
+        Purpose::Usual => &[],
+        Purpose::Kernel => &KERNEL_NEEDS,
+        Purpose::Selftests => &SELFTEST_NEEDS,
+    };
+    NEEDS.iter().chain(more).filter(|need| !(need.present)()).copied().collect()
 }
 
 fn programs(names: &[&str]) -> bool {
