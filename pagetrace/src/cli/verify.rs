@@ -7,19 +7,19 @@ use clap::Args as ClapArgs;
 
 use super::{
     args::{Output, ring_bytes},
-    check::{facts, put},
+    check::{command, facts, put},
     exit::Exit,
     sink,
 };
 use crate::{
     live::{
         loader::Sizes,
+        session::CommandEnd,
         verify::{Verified, Wanted, run as verify},
-        workload::Ended,
     },
     output::{
         Format,
-        report::{Command, Kernel},
+        report::Kernel,
         verify::{Document, Parts},
     },
     plan::{Attach, Event},
@@ -90,12 +90,7 @@ pub(super) fn run(args: &VerifyArgs) -> Result<Exit> {
 fn document(args: &VerifyArgs, kernel: Kernel, verified: Verified) -> Document {
     let Verified { plan, tally, loss, mut incomplete_because, pid, ended, left, watched, around, withheld, skipped } =
         verified;
-    let (exit_code, signal) = match ended {
-        Ended::Exited(code) => (Some(code), None),
-        Ended::Signalled(signal) => (None, Some(signal)),
-        Ended::Unknown => (None, None),
-    };
-    let argv = args.argv.iter().map(|word| word.to_string_lossy().escape_debug().to_string()).collect();
+    let end = CommandEnd { pid, ended: Some(ended), hung: false, left_behind: false };
     let faults = plan.event(Event::PageFault);
     let faults_by = faults.and_then(|faults| faults.attach).map(Attach::name);
     if faults_by.is_none() {
@@ -103,7 +98,7 @@ fn document(args: &VerifyArgs, kernel: Kernel, verified: Verified) -> Document {
     }
     Document::of(Parts {
         kernel,
-        command: Command { argv, pid, exit_code, signal, hung: false, left_behind: false },
+        command: command(&args.argv, end),
         tally,
         duration_ms: millis(watched),
         faults_by,

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io::{Read as _, Write as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitStatus,
     time::{Duration, Instant},
 };
@@ -39,6 +39,20 @@ pub struct VmResult {
     pub duration: Duration,
     /// Everything the console showed.
     pub console_log: PathBuf,
+}
+
+impl VmResult {
+    /// What a file that the command left in `/out` holds.
+    #[must_use]
+    pub fn out_file(&self, name: &str) -> Option<&[u8]> {
+        self.out_files.iter().find(|entry| entry.path == Path::new(name)).map(|entry| entry.data.as_slice())
+    }
+
+    /// The same as text.
+    #[must_use]
+    pub fn out_text(&self, name: &str) -> Option<String> {
+        self.out_file(name).map(|data| String::from_utf8_lossy(data).into_owned())
+    }
 }
 
 /// Runs a guest; each line of its console is handed to `on_line` as it comes.

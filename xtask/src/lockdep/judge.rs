@@ -97,9 +97,7 @@ fn spec(image: &Path, module: &Path, binaries: &StaticBinaries, cases: &[String]
 }
 
 fn ended(result: &VmResult) -> Result<Vec<(String, i32)>> {
-    let entry = result.out_files.iter().find(|entry| entry.path == Path::new(ENDED));
-    let data = entry.map(|entry| String::from_utf8_lossy(&entry.data).into_owned()).unwrap_or_default();
-    parse(&data)
+    parse(&result.out_text(ENDED).unwrap_or_default())
 }
 
 /// Lines of the form `WORDS: CODE`.

@@ -12,7 +12,7 @@ use crate::{
     guest, kmod,
     step::note,
     test::assets,
-    vm::{self, Outcome, VmSpec, cpio::Entry, kernel::Kernel},
+    vm::{self, Outcome, VmSpec, kernel::Kernel},
 };
 
 /// What pagetrace said of a case.
@@ -54,11 +54,12 @@ pub(super) fn all(
             result.outcome,
             result.console_log.display()
         );
-        let report = file(&result.out_files, "report.json")
+        let report = result
+            .out_text("report.json")
             .with_context(|| format!("there is no report; console: {}", result.console_log.display()))?;
         let report: Value = serde_json::from_str(&report).context("the report is not JSON")?;
         // A case that hangs is ended together with the shell that would have told its end.
-        let ended = judge::parse(&file(&result.out_files, "ended").unwrap_or_default())?;
+        let ended = judge::parse(&result.out_text("ended").unwrap_or_default())?;
         for words in &group {
             let code = ended.iter().find(|(of, _)| of == words).map_or(137, |(_, code)| *code);
             traced.insert(words.clone(), of(&report, name_of(words), code));
@@ -90,11 +91,6 @@ fn spec(kernel: &Kernel, module: &Path, binaries: &StaticBinaries, group: &[Stri
     spec.command.extend(group.iter().map(Into::into));
     spec.timeout = Duration::from_secs(400);
     Ok(spec)
-}
-
-fn file(files: &[Entry], name: &str) -> Option<String> {
-    let entry = files.iter().find(|entry| entry.path == Path::new(name))?;
-    Some(String::from_utf8_lossy(&entry.data).into_owned())
 }
 
 fn name_of(words: &str) -> &str {

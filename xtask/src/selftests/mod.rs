@@ -5,11 +5,7 @@
 mod build;
 mod list;
 
-use std::{
-    path::{Path, PathBuf},
-    process::ExitCode,
-    time::Duration,
-};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
@@ -134,10 +130,7 @@ fn name_of(words: &str) -> &str {
 
 fn row(words: &str, result: &VmResult) -> Row {
     let name = name_of(words);
-    let file = |name: &str| {
-        let entry = result.out_files.iter().find(|entry| entry.path == Path::new(name))?;
-        Some(String::from_utf8_lossy(&entry.data).into_owned())
-    };
+    let file = |name: &str| result.out_text(name);
     let ended = file("ended").unwrap_or_default();
     let code = ended.lines().find_map(|line| line.strip_prefix(words)?.strip_prefix(": "));
     let code = code.unwrap_or("-").to_owned();

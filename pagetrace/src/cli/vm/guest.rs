@@ -108,9 +108,7 @@ impl Setup {
         column.duration_ms = millis(result.duration);
         column.boot_ms = result.boot.map(millis);
         column.console_log = Some(result.console_log.display().to_string());
-        let file = |name: &str| {
-            result.out_files.iter().find(|entry| entry.path == Path::new(name)).map(|entry| entry.data.as_slice())
-        };
+        let file = |name: &str| result.out_file(name);
         let copy = |name: &str| file(name).map(<[u8]>::to_vec);
         column.streams = Streams {
             stdout: copy(protocol::STDOUT).unwrap_or_default(),
