@@ -102,15 +102,20 @@ pub struct Verified {
     pub skipped: u64,
 }
 
-/// The state of a run.
-struct Session {
-    attached: Attached,
+/// The model, and what of the records it is given.
+struct Intake {
     world: World,
-    reader: Reader,
     withhold: Option<u64>,
     seen: u64,
     withheld: u64,
     unknown: u64,
+}
+
+/// The state of a run.
+struct Session {
+    attached: Attached,
+    intake: Intake,
+    reader: Reader,
     skipped: u64,
     troubles: BTreeSet<String>,
 }
@@ -119,8 +124,8 @@ impl Session {
     /// Gives the model every fault that has happened by now.
     fn drain(&mut self) {
         for last in [false, true] {
-            let Self { attached, world, withhold, seen, withheld, unknown, .. } = self;
-            attached.drain(&mut |bytes, _| take(bytes, world, *withhold, seen, withheld, unknown));
+            let Self { attached, intake, .. } = self;
+            attached.drain(&mut |bytes, _| intake.take(bytes));
             if !last {
                 thread::sleep(WRITING);
             }
@@ -135,7 +140,7 @@ impl Session {
                 }
                 // Threads on their way out can fault during the reading.
                 self.drain();
-                self.world.look(space, &read.snapshot, &mut self.reader);
+                self.intake.world.look(space, &read.snapshot, &mut self.reader);
             }
             Err(err) => self.trouble(format!("the pages of task {tid} could not be read: {err}")),
         }
@@ -146,15 +151,15 @@ impl Session {
         let now = monotonic_ns();
         match point {
             Point::Exec { former, pid, space, call } => {
-                self.world.executed(former, pid, space, call, now);
+                self.intake.world.executed(former, pid, space, call, now);
                 self.look(space, pid, Occasion::Exec);
             }
             Point::Fork { parent, child, pid, call } => {
-                self.world.forked(parent, child, pid, call, now);
+                self.intake.world.forked(parent, child, pid, call, now);
                 self.look(child, pid, Occasion::Fork);
             }
             Point::Look { space, tid, occasion } => {
-                if occasion != Occasion::BeforeExec || !self.world.is_idle(space) {
+                if occasion != Occasion::BeforeExec || !self.intake.world.is_idle(space) {
                     self.look(space, tid, occasion);
                 }
             }
@@ -171,15 +176,15 @@ impl Session {
     /// Deals with a notice; the command's end ends the run.
     fn notice(&mut self, notice: Notice) -> Option<(Option<i32>, usize)> {
         match notice {
-            Notice::Thread { tid, pid, space } => self.world.thread(tid, pid, space),
+            Notice::Thread { tid, pid, space } => self.intake.world.thread(tid, pid, space),
             Notice::Ended { tid } => {
                 self.drain();
-                self.world.ended(tid);
+                self.intake.world.ended(tid);
             }
             Notice::Unseen { pid } => {
                 self.trouble(format!("process {pid} was killed where its pages could not be looked at"));
             }
-            Notice::Changed(space, changed) => self.world.changed(space, changed),
+            Notice::Changed(space, changed) => self.intake.world.changed(space, changed),
             Notice::Point(point, done) => {
                 self.point(point);
                 // The follower waits for it, unless it is gone.
@@ -193,24 +198,26 @@ impl Session {
     }
 
     async fn read(&mut self) -> io::Result<()> {
-        let Self { attached, world, withhold, seen, withheld, unknown, .. } = self;
-        attached.wait_and_drain(&mut |bytes, _| take(bytes, world, *withhold, seen, withheld, unknown)).await
+        let Self { attached, intake, .. } = self;
+        attached.wait_and_drain(&mut |bytes, _| intake.take(bytes)).await
     }
 }
 
-/// Hands a fault to the model, unless it is one of those that are withheld.
-fn take(bytes: &[u8], world: &mut World, withhold: Option<u64>, seen: &mut u64, withheld: &mut u64, unknown: &mut u64) {
-    match Record::decode(bytes) {
-        Record::Fault(record) => {
-            *seen += 1;
-            if withhold.is_some_and(|every| seen.is_multiple_of(every)) {
-                *withheld += 1;
-            } else {
-                world.fault(fault(&record));
+impl Intake {
+    /// Hands a fault to the model, unless it is one of those that are withheld.
+    fn take(&mut self, bytes: &[u8]) {
+        match Record::decode(bytes) {
+            Record::Fault(record) => {
+                self.seen += 1;
+                if self.withhold.is_some_and(|every| self.seen.is_multiple_of(every)) {
+                    self.withheld += 1;
+                } else {
+                    self.world.fault(fault(&record));
+                }
             }
+            Record::Unknown { .. } => self.unknown += 1,
+            _ => {}
         }
-        Record::Unknown { .. } => *unknown += 1,
-        _ => {}
     }
 }
 
@@ -272,12 +279,8 @@ pub async fn run(facts: &KernelFacts, wanted: &Wanted, note: &mut dyn FnMut(&str
     let around = reader.around;
     let mut session = Session {
         attached,
-        world,
+        intake: Intake { world, withhold: wanted.withhold, seen: 0, withheld: 0, unknown: 0 },
         reader,
-        withhold: wanted.withhold,
-        seen: 0,
-        withheld: 0,
-        unknown: 0,
         skipped: 0,
         troubles: BTreeSet::new(),
     };
@@ -311,8 +314,8 @@ pub async fn run(facts: &KernelFacts, wanted: &Wanted, note: &mut dyn FnMut(&str
             read = session.read() => read.context("cannot read the ring buffer")?,
             () = next(&mut looks) => follower.ask(),
             _ = tick.tick() => {
-                if session.world.waiting() > MOST_WAITING {
-                    session.world.settle(monotonic_ns().saturating_sub(LONG_AGO));
+                if session.intake.world.waiting() > MOST_WAITING {
+                    session.intake.world.settle(monotonic_ns().saturating_sub(LONG_AGO));
                 }
                 if asked_to_end.is_some_and(|since| since.elapsed() > PATIENCE) {
                     workload.kill().context("cannot end the command")?;
@@ -334,12 +337,12 @@ pub async fn run(facts: &KernelFacts, wanted: &Wanted, note: &mut dyn FnMut(&str
     let mut incomplete: Vec<String> =
         lost.map(|(name, count)| format!("{name} is {count}: faults may not have been seen")).collect();
     incomplete.extend(session.troubles);
-    if session.unknown != 0 {
-        incomplete.push(format!("{} records could not be decoded", session.unknown));
+    if session.intake.unknown != 0 {
+        incomplete.push(format!("{} records could not be decoded", session.intake.unknown));
     }
     Ok(Verified {
         plan,
-        tally: session.world.finish(),
+        tally: session.intake.world.finish(),
         loss,
         incomplete_because: incomplete,
         pid,
@@ -347,7 +350,7 @@ pub async fn run(facts: &KernelFacts, wanted: &Wanted, note: &mut dyn FnMut(&str
         left,
         watched,
         around,
-        withheld: session.withheld,
+        withheld: session.intake.withheld,
         skipped: session.skipped,
     })
 }
