@@ -1,9 +1,11 @@
 //! Commands run under `check`: codes handed on, reports that can be read.
 
+use std::process::{Command, Stdio};
+
 use anyhow::{Result, ensure};
 use serde_json::json;
 
-use super::run::{Scratch, pagetrace, root, run};
+use super::run::{Running, Scratch, binary, pagetrace, root, run};
 
 #[test]
 fn a_clean_run_ends_with_the_commands_own_code() -> Result<()> {
@@ -30,6 +32,28 @@ fn a_command_that_cannot_be_run_ends_as_in_a_shell() -> Result<()> {
         run(&[kind, "--", "/etc/passwd"])?.exits(126)?.says("/etc/passwd")?.silent()?;
         run(&[kind, "--", "/"])?.exits(126)?.silent()?;
     }
+    Ok(())
+}
+
+#[test]
+fn a_starter_that_ignores_ends_of_children_changes_nothing() -> Result<()> {
+    if !root() {
+        return Ok(());
+    }
+    let ignoring = |args: &[&str]| {
+        let mut command = Command::new("env");
+        command.arg("--ignore-signal=CHLD").arg(binary()?).args(args);
+        command.env_remove("SUDO_UID").env_remove("SUDO_GID");
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Running::start(&mut command)?.end()
+    };
+    ignoring(&["check", "--", "/nonexistent"])?.exits(127)?.says("/nonexistent")?.silent()?;
+    ignoring(&["check", "--", "sh", "-c", "exit 7"])?.exits(7)?;
+    // The command is given what the starter gave: signal 17 is bit 16.
+    let ran = ignoring(&["check", "--", "grep", "SigIgn", "/proc/self/status"])?.exits(0)?;
+    let mask = ran.stdout.lines().chain(ran.stderr.lines()).find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    ensure!(mask.is_some_and(|mask| mask & 1 << 16 != 0), "{ran:#?}");
     Ok(())
 }
 
@@ -109,7 +133,7 @@ fn a_command_without_a_terminal_is_reported_without_colours() -> Result<()> {
     for (name, value) in [("TERM", "xterm-256color"), ("NO_COLOR", "1"), ("CLICOLOR_FORCE", "0")] {
         for kind in ["check", "trace"] {
             let mut command = pagetrace(&[kind, "--", "true"])?;
-            let ran = super::run::Running::start(command.env(name, value))?.end()?.exits(0)?;
+            let ran = Running::start(command.env(name, value))?.end()?.exits(0)?;
             ensure!(!ran.stdout.contains('\x1b') && !ran.stderr.contains('\x1b'), "{ran:#?}");
         }
     }

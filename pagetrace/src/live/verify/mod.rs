@@ -8,6 +8,8 @@ mod ptrace;
 mod snapshot;
 mod standstill;
 mod syscalls;
+#[cfg(test)]
+mod tests;
 mod tracer;
 
 use std::{

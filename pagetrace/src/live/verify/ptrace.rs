@@ -5,7 +5,7 @@ use std::io;
 
 use rustix::{
     io::Errno,
-    process::{Pid, WaitOptions, waitpid},
+    process::{Pid, WaitId, WaitIdOptions, WaitOptions, waitid, waitpid},
 };
 
 /// Stops of their own for what makes and ends tasks, and a bit that tells system calls from signals.
@@ -135,6 +135,22 @@ pub(super) fn wait(of: Option<u32>) -> io::Result<Option<(u32, i32)>> {
     let options = WaitOptions::from_bits_retain((libc::__WALL | libc::__WNOTHREAD).cast_unsigned());
     match waitpid(of, options) {
         Ok(Some((pid, status))) => Ok(Some((pid.as_raw_nonzero().get().cast_unsigned(), status.as_raw()))),
+        Ok(None) | Err(Errno::INTR) => Ok(None),
+        Err(err) => Err(err.into()),
+    }
+}
+
+/// Waits until a task that this thread traces has stopped or ended, and takes neither: an end is told with its status of wait(2), for
+/// a stop, or a signal that came in between, `None`.
+pub(super) fn peek(tid: u32) -> io::Result<Option<i32>> {
+    let pid = i32::try_from(tid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
+    let here = WaitIdOptions::from_bits_retain((libc::__WALL | libc::__WNOTHREAD).cast_unsigned());
+    let options = WaitIdOptions::EXITED | WaitIdOptions::STOPPED | WaitIdOptions::NOWAIT | here;
+    match waitid(WaitId::Pid(pid), options) {
+        Ok(Some(status)) => {
+            let exited = status.exit_status().map(|code| (code & 0xff) << 8);
+            Ok(exited.or(status.terminating_signal()))
+        }
         Ok(None) | Err(Errno::INTR) => Ok(None),
         Err(err) => Err(err.into()),
     }

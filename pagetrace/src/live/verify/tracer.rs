@@ -199,6 +199,14 @@ impl Tracer {
             if self.asked.swap(false, Ordering::Relaxed) {
                 self.stand_still()?;
             }
+            if self.is_held_back() {
+                // One that cannot execute ends, and whoever started it waits for that to say why: it must find the status.
+                match ptrace::peek(self.root) {
+                    Ok(None) => {}
+                    Ok(status) => break status,
+                    Err(_) => break None,
+                }
+            }
             match ptrace::wait(None) {
                 Ok(None) => {}
                 // There is none: the command's end was taken by somebody else.
@@ -214,6 +222,11 @@ impl Tracer {
             }
         };
         self.tell(Notice::Finished { status, left: self.threads.len() })
+    }
+
+    /// Whether the process is not yet the command.
+    fn is_held_back(&self) -> bool {
+        self.threads.get(&self.root).is_some_and(|thread| thread.space == FIRST)
     }
 
     fn tell(&self, notice: Notice) -> Result<(), Deserted> {

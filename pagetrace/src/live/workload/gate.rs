@@ -52,7 +52,8 @@ impl Gate {
         if let RunAs::User(user) = run_as {
             command.env("HOME", &user.home).env("USER", &user.name).env("LOGNAME", &user.name);
         }
-        hold_back(&mut command, run_as.identity(), tell_ready, latch_of_child, latch.as_raw_fd());
+        let ignores_ends = keep_ends().map_err(setup("let the kernel keep the status"))?;
+        hold_back(&mut command, run_as.identity(), ignores_ends, tell_ready, latch_of_child, latch.as_raw_fd());
 
         let (send, outcome) = sync_channel(1);
         thread::Builder::new()
@@ -99,9 +100,20 @@ pub(super) async fn readable(fd: BorrowedFd<'_>) -> io::Result<()> {
 }
 
 #[expect(unsafe_code, reason = "code between fork and exec can only be had through pre_exec")]
-fn hold_back(command: &mut Command, identity: Option<Identity>, ready: OwnedFd, latch: OwnedFd, parents_latch: RawFd) {
+fn hold_back(
+    command: &mut Command,
+    identity: Option<Identity>,
+    ignores_ends: bool,
+    ready: OwnedFd,
+    latch: OwnedFd,
+    parents_latch: RawFd,
+) {
     let in_child = move || {
         default_interrupts()?;
+        if ignores_ends {
+            // SAFETY: ignoring a signal is no handler, so nothing can run that this child must not run.
+            unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+        }
         if let Some(identity) = &identity {
             identity.assume()?;
         }
@@ -124,18 +136,37 @@ fn hold_back(command: &mut Command, identity: Option<Identity>, ready: OwnedFd, 
     unsafe { command.pre_exec(in_child) };
 }
 
+/// The action of a signal now.
+#[expect(unsafe_code, reason = "signal dispositions have no safe interface")]
+fn action(signal: libc::c_int) -> io::Result<libc::sighandler_t> {
+    // SAFETY: an all-zero sigaction is a valid value: the default action, no flags, an empty mask.
+    let mut now: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: `now` outlives the call, and a null new action only asks.
+    match unsafe { libc::sigaction(signal, std::ptr::null(), &raw mut now) } {
+        0 => Ok(now.sa_sigaction),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Where `SIGCHLD` is ignored, as its starter may have left it, the kernel throws the status of children away, and `Command::spawn`
+/// panics when it waits for one that could not execute. Says whether it was; the command then gets it as it was.
+#[expect(unsafe_code, reason = "signal dispositions have no safe interface")]
+fn keep_ends() -> io::Result<bool> {
+    let ignored = action(libc::SIGCHLD)? == libc::SIG_IGN;
+    if ignored {
+        // SAFETY: the default action is no handler.
+        unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+    }
+    Ok(ignored)
+}
+
 /// Handlers of the parent would run in the child until exec, and swallow a Ctrl-C meant for it too.
 #[expect(unsafe_code, reason = "signal dispositions have no safe interface")]
 fn default_interrupts() -> io::Result<()> {
     for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT] {
-        // SAFETY: an all-zero sigaction is a valid value: the default action, no flags, an empty mask.
-        let mut now: libc::sigaction = unsafe { std::mem::zeroed() };
-        // SAFETY: `now` outlives the call, and a null new action only asks.
-        if unsafe { libc::sigaction(signal, std::ptr::null(), &raw mut now) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
+        let now = action(signal)?;
         // Ignored stays ignored, as under nohup.
-        if now.sa_sigaction != libc::SIG_IGN && now.sa_sigaction != libc::SIG_DFL {
+        if now != libc::SIG_IGN && now != libc::SIG_DFL {
             // SAFETY: the default action is no handler, so nothing can run that this child must not run.
             unsafe { libc::signal(signal, libc::SIG_DFL) };
         }
