@@ -56,7 +56,7 @@ pub fn run(tool: &Tool, host: bool, fixtures: Fixtures, tally: &mut Tally) {
 fn shortcuts(tool: &Tool) -> Result<()> {
     for attach in [[].as_slice(), &["--attach", "tracepoint"]] {
         let args = [&["--verify-shortcuts"], attach].concat();
-        let ended = tool.run(tool.check(&args, &["mmap-storm", "20000"]))?;
+        let ended = tool.run(tool.check(&args, &["mmap-storm", "6000"]))?;
         if !attach.is_empty() && ended.status.code() == Some(3) {
             continue;
         }
@@ -68,7 +68,7 @@ fn shortcuts(tool: &Tool) -> Result<()> {
         ensure!(wrong == 0, "{wrong} of {checked} shortcuts name another stack than unwinding; {}", report["loss"]);
         // What maps and unmaps takes the lock killably, and a return probe there hides the return address.
         let by = report::list(&report["coverage"]["events"]).iter().find(|event| event["event"] == "mmap-lock");
-        let enough = if by.is_some_and(|event| event["attach"] == "kprobe") { 0 } else { 5000 };
+        let enough = if by.is_some_and(|event| event["attach"] == "kprobe") { 0 } else { 1500 };
         ensure!(checked >= enough, "only {checked} acquisitions were known by a shortcut");
     }
     Ok(())

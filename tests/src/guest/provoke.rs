@@ -55,7 +55,7 @@ fn pages(tool: &Tool) -> Result<()> {
 
 /// The same program as in [`found`]: while nothing takes its page away, there is nothing to see.
 fn silent(tool: &Tool) -> Result<()> {
-    let ended = tool.run(tool.check(&[], &["kmod-pinned", "4"]))?;
+    let ended = tool.run(tool.check(&[], &["kmod-pinned", "2"]))?;
     ensure!(ended.log.contains("kmod-pinned: ok"), "not exercised: {}", tail(&ended.log));
     ensure!(ended.log.contains("gone 0 times"), "something else took the page: {}", tail(&ended.log));
     let report = report::parse(&ended.stdout)?;

@@ -1,6 +1,8 @@
 //! The strict check: user accesses under a lock that do not fault. It must find them, only it may, and whatever cannot
 //! sleep, or is no user access, must stay silent.
 
+use std::collections::HashSet;
+
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
@@ -8,7 +10,7 @@ use super::{
     Fixtures, Tally, exercised,
     report::{self, comm, list, text},
     symbols,
-    tool::{Tool, tail},
+    tool::{Ended, Tool, tail},
 };
 use crate::fixture::cases::{self, CASES, Kind, OFFSET};
 
@@ -27,28 +29,27 @@ pub fn run(tool: &Tool, kprobes: bool, fentry: bool, fixtures: Fixtures, tally: 
         return tally.case("strict/cannot", || cannot(tool));
     }
     tally.case("strict/probes", || probes(tool));
-    for (attach, has) in [("kprobe", true), ("fentry", fentry)] {
-        if !has || !fixtures.latent() {
-            continue;
-        }
-        match latent(tool, attach) {
-            Ok(report) => {
-                for row in LATENT {
-                    tally.case(&format!("strict/{attach}/{}", row.0), || matches(&report, row));
-                }
-            }
-            Err(error) => tally.case(&format!("strict/{attach}/latent"), || Err(error)),
-        }
-    }
     if fixtures.latent() {
-        for strict in [true, false] {
-            let name = if strict { "strict/leaks" } else { "leaks" };
-            tally.case(name, || leaks(tool, strict));
+        match everything(tool, fixtures) {
+            Ok(report) => {
+                latent("kprobe", &report, tally);
+                tally.case("strict/leaks", || leaks(&report, true));
+                tally.case("strict/faults-are-faults", || faults(&report, fixtures));
+                tally.case("strict/nothing-else", || nothing_else(&report, fixtures));
+            }
+            Err(error) => tally.case("strict/kprobe", || Err(error)),
         }
-        tally.case("strict/silent-without", || silent_without(tool));
+        tally.case("leaks", || without(tool, fixtures));
+    } else {
+        tally.case("strict/faults-are-faults", || faults(&violating(tool, fixtures)?, fixtures));
+    }
+    if fixtures.latent() && fentry {
+        match by_fentry(tool, fixtures) {
+            Ok(report) => latent("fentry", &report, tally),
+            Err(error) => tally.case("strict/fentry", || Err(error)),
+        }
     }
     tally.case("strict/clean", || clean(tool, fixtures));
-    tally.case("strict/faults-are-faults", || faults(tool, fixtures));
 }
 
 /// Without kprobes nothing shows user accesses, and that must be said.
@@ -74,23 +75,46 @@ fn probes(tool: &Tool) -> Result<()> {
     Ok(())
 }
 
-fn latent(tool: &Tool, attach: &str) -> Result<Value> {
-    let ended = tool.run(tool.check(&["--strict", "--attach", attach], &["all-latent"]))?;
-    done(&ended.log)?;
+/// A line for each latent case.
+fn latent(attach: &str, report: &Value, tally: &mut Tally) {
+    for row in LATENT {
+        tally.case(&format!("strict/{attach}/{}", row.0), || matches(report, row));
+    }
+}
+
+/// Every case that is wrong in some way, in one run.
+fn everything(tool: &Tool, fixtures: Fixtures) -> Result<Value> {
+    let words = [vec!["each", "all-latent", "+", "all-leaking", "+"], fixtures.violating()?].concat();
+    let ended = tool.run(tool.check(&["--strict", "--attach", "kprobe"], &words))?;
+    for kind in [Kind::Latent, Kind::Leaking, Kind::Violating] {
+        exercised(&ended, fixtures, kind)?;
+    }
+    judged(&ended)
+}
+
+fn by_fentry(tool: &Tool, fixtures: Fixtures) -> Result<Value> {
+    let ended = tool.run(tool.check(&["--strict", "--attach", "fentry"], &["all-latent"]))?;
+    exercised(&ended, fixtures, Kind::Latent)?;
+    let report = judged(&ended)?;
+    nothing_else(&report, fixtures)?;
+    Ok(report)
+}
+
+fn judged(ended: &Ended) -> Result<Value> {
     let report = report::parse(&ended.stdout)?;
     let loss = &report["loss"];
     ensure!(ended.status.code() == Some(1), "ended with {}, not 1: {loss}: {}", ended.status, tail(&ended.stderr));
     ensure!(loss["access_unknown"] == 0, "some could not be judged: {loss}");
-    let stranger =
-        list(&report["findings"]).iter().find(|it| !LATENT.iter().any(|row| comm(it) == cases::comm_of(row.0)));
-    ensure!(stranger.is_none(), "a finding that no case made: {}", stranger.map_or(&Value::Null, |it| &it["summary"]));
     Ok(report)
 }
 
-fn done(log: &str) -> Result<()> {
-    for case in CASES.iter().filter(|case| case.kind == Kind::Latent) {
-        ensure!(log.contains(&format!("kmod {}: ok", case.name)), "case {} left no line: {}", case.name, tail(log));
-    }
+/// An access is told of the cases that make one, a leak of those that leave a lock, a fault of those that take one.
+fn nothing_else(report: &Value, fixtures: Fixtures) -> Result<()> {
+    let of = |kind| CASES.iter().filter(move |case| case.kind == kind).map(|case| cases::comm_of(case.name));
+    let (leaking, faulting) = (of(Kind::Leaking), fixtures.expected().map(|row| cases::comm_of(row.case)));
+    let known: HashSet<_> = of(Kind::Latent).chain(leaking).chain(faulting).collect();
+    let stranger = list(&report["findings"]).iter().find(|it| !known.contains(comm(it)));
+    ensure!(stranger.is_none(), "a finding that no case made: {}", stranger.map_or(&Value::Null, |it| &it["summary"]));
     Ok(())
 }
 
@@ -117,10 +141,17 @@ fn matches(report: &Value, (case, write, relation, mode): &(&str, bool, &str, &s
     Ok(())
 }
 
-fn silent_without(tool: &Tool) -> Result<()> {
-    let ended = tool.run(tool.check(&["--attach", "kprobe"], &["all-latent"]))?;
-    done(&ended.log)?;
-    report::is_clean(&report::parse(&ended.stdout)?)
+/// Without being asked to be strict it says nothing of accesses that did not fault, nor of locks taken along.
+fn without(tool: &Tool, fixtures: Fixtures) -> Result<()> {
+    let ended = tool.run(tool.check(&["--attach", "kprobe"], &["each", "all-latent", "+", "all-leaking"]))?;
+    for kind in [Kind::Latent, Kind::Leaking] {
+        exercised(&ended, fixtures, kind)?;
+    }
+    let report = report::parse(&ended.stdout)?;
+    leaks(&report, false)?;
+    let findings = list(&report["findings"]);
+    ensure!(findings.len() == 1, "there is one leak, and there are {} findings: {findings:?}", findings.len());
+    Ok(())
 }
 
 /// With kprobes hardly anything is skipped, so a run in which nothing was must come soon.
@@ -137,11 +168,14 @@ fn clean(tool: &Tool, fixtures: Fixtures) -> Result<()> {
     report::is_clean(&report)
 }
 
-/// An access that faulted is told once, by its fault.
-fn faults(tool: &Tool, fixtures: Fixtures) -> Result<()> {
+fn violating(tool: &Tool, fixtures: Fixtures) -> Result<Value> {
     let ended = tool.run(tool.check(&["--strict", "--attach", "kprobe"], &fixtures.violating()?))?;
     exercised(&ended, fixtures, Kind::Violating)?;
-    let report = report::parse(&ended.stdout)?;
+    report::parse(&ended.stdout)
+}
+
+/// An access that faulted is told once, by its fault.
+fn faults(report: &Value, fixtures: Fixtures) -> Result<()> {
     // A case that goes back to user space with the lock is told for that as well.
     let is_fault = |finding: &Value| text(&finding["class"]) == "fault-under-lock";
     let report = serde_json::json!({
@@ -154,24 +188,15 @@ fn faults(tool: &Tool, fixtures: Fixtures) -> Result<()> {
 }
 
 /// A lock left behind at the end of a task is found always; one taken to user mode, by a strict check.
-fn leaks(tool: &Tool, strict: bool) -> Result<()> {
-    let options: &[&str] = if strict { &["--strict", "--attach", "kprobe"] } else { &["--attach", "kprobe"] };
-    let ended = tool.run(tool.check(options, &["all-leaking"]))?;
-    for case in CASES.iter().filter(|case| case.kind == Kind::Leaking) {
-        ensure!(
-            ended.log.contains(&format!("kmod {}: ok", case.name)),
-            "{} left no line: {}",
-            case.name,
-            tail(&ended.log)
-        );
-    }
-    let report = report::parse(&ended.stdout)?;
+fn leaks(report: &Value, strict: bool) -> Result<()> {
     let expected: &[&str] = if strict { &["leak-exit", "leak-return"] } else { &["leak-exit"] };
-    let of_class = |class: &str| {
-        let findings = list(&report["findings"]).iter();
-        findings.filter(|finding| text(&finding["class"]) == class).collect::<Vec<_>>()
+    let leaking: Vec<_> =
+        CASES.iter().filter(|case| case.kind == Kind::Leaking).map(|case| cases::comm_of(case.name)).collect();
+    let theirs = |class: &str| {
+        let of = |it: &&Value| text(&it["class"]) == class && leaking.iter().any(|case| case == comm(it));
+        list(&report["findings"]).iter().filter(of).collect::<Vec<_>>()
     };
-    let findings = of_class("lock-leak");
+    let findings = theirs("lock-leak");
     for case in expected {
         let found: Vec<_> = findings.iter().filter(|it| comm(it) == cases::comm_of(case)).collect();
         let [finding] = found.as_slice() else { anyhow::bail!("{case}: {} findings: {}", found.len(), report["loss"]) };
@@ -183,9 +208,8 @@ fn leaks(tool: &Tool, strict: bool) -> Result<()> {
     }
     ensure!(findings.len() == expected.len(), "{} findings, {} expected", findings.len(), expected.len());
     // Whatever the task does until it gives the lock back, it does under the lock, and a strict check says so.
-    let others = list(&report["findings"]).len() - findings.len();
-    let latent = of_class("uaccess-under-lock");
+    let latent = theirs("uaccess-under-lock");
     let own = latent.iter().filter(|it| comm(it) == cases::comm_of("leak-return")).count();
-    ensure!(others == own && (strict || own == 0), "{others} other findings, {own} of them about the lock taken along");
+    ensure!(latent.len() == own && (strict || own == 0), "{} accesses, {own} with the lock taken along", latent.len());
     Ok(())
 }

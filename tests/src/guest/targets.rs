@@ -29,12 +29,8 @@ pub fn run(tool: &Tool, host: bool, tally: &mut Tally) {
     tally.case("target/pid-is-locked", || {
         seen(tool, &["iter-fault-of"], |_, other| vec!["-p".into(), other.to_string()])
     });
-    tally.case("target/pid-elsewhere", || {
-        silent(tool, &["uprobe-fault"], |_, other| vec!["-p".into(), other.to_string()])
-    });
-    tally.case("target/comm-elsewhere", || {
-        silent(tool, &["uprobe-fault"], |_, _| vec!["-c".into(), "ptf-nobody".into()])
-    });
+    // Whoever is among none of these is not looked at.
+    let elsewhere = |other: u32| ["-p".to_owned(), other.to_string(), "-c".into(), "ptf-nobody".into()];
     match Group::make(host) {
         Ok(Some(group)) => {
             let option = || vec!["--cgroup".to_owned(), group.0.display().to_string()];
@@ -45,9 +41,14 @@ pub fn run(tool: &Tool, host: bool, tally: &mut Tally) {
                     option()
                 })
             });
-            tally.case("target/cgroup-elsewhere", || silent(tool, &["uprobe-fault"], |_, _| option()));
+            tally.case("target/elsewhere", || {
+                silent(tool, &["uprobe-fault"], |_, other| [&elsewhere(other)[..], &option()].concat())
+            });
         }
-        Ok(None) => tally.skip("target/cgroup", "no cgroup2 hierarchy that this machine lets us use"),
+        Ok(None) => {
+            tally.skip("target/cgroup", "no cgroup2 hierarchy that this machine lets us use");
+            tally.case("target/elsewhere", || silent(tool, &["uprobe-fault"], |_, other| elsewhere(other).to_vec()));
+        }
         Err(error) => tally.case("target/cgroup", || Err(error)),
     }
 }

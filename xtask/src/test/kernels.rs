@@ -1,8 +1,8 @@
-//! The suites of the test kernels: two guests at a time, a line for each kernel.
+//! What runs in test machines: the suite on each kernel and the suite of `pagetrace vm`, several at a time, a line for each.
 
 use std::{
     collections::VecDeque,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Mutex, mpsc::channel},
     thread,
     time::{Duration, Instant},
@@ -11,7 +11,7 @@ use std::{
 use anyhow::Result;
 
 use super::{
-    Fetched,
+    Fetched, command,
     parse::GuestSuite,
     report::{Report, Suite},
 };
@@ -22,33 +22,48 @@ use crate::{
     vm::{self, Outcome, VmFile, VmSpec, kernel::Kernel, spec},
 };
 
-/// One more than the processors this is meant for: a guest often waits, for its kernel to be sure that nobody is in a probe.
-const AT_A_TIME: usize = 3;
+/// Two more than the processors this is meant for: a guest often waits, for its kernel to be sure that nobody is in a probe.
+const AT_A_TIME: usize = 4;
 const TIMEOUT: Duration = Duration::from_secs(1500);
 const SILENCE: Duration = Duration::from_secs(240);
 
-/// Runs the suite on every kernel that was fetched; one that was not is a failure.
-pub(super) fn all(fetched: Vec<Fetched>, binaries: Option<&StaticBinaries>, report: &mut Report) {
+/// The series whose suites take longest, in this order: begun first, so that none of them is what all wait for in the end.
+const LONGEST: &[&str] = &["6.1", "7.3", "6.12"];
+
+/// What runs in machines of its own.
+enum Job {
+    /// The suite, on a kernel that was fetched, or not.
+    Kernel(Fetched),
+    /// `pagetrace vm` itself, with this image.
+    Command(Option<PathBuf>),
+}
+
+/// Runs the suite on every kernel that was fetched, and that of `pagetrace vm` where there is its series or all are wanted; a kernel
+/// that was not fetched is a failure.
+pub(super) fn all(mut fetched: Vec<Fetched>, everything: bool, binaries: Option<&StaticBinaries>, report: &mut Report) {
     let Some(binaries) = binaries else {
         for (wanted, _) in fetched {
             report.add(Suite::broken(format!("vm {wanted}"), "there is nothing to run: the build failed"));
         }
         return;
     };
-    let queue = Mutex::new(fetched.into_iter().collect::<VecDeque<_>>());
+    let image = fetched.iter().find_map(|(wanted, kernel)| match kernel {
+        Ok(kernel) if wanted == command::SERIES => Some(kernel.image.clone()),
+        _ => None,
+    });
+    fetched.sort_by_key(|(wanted, _)| LONGEST.iter().position(|series| series == wanted).unwrap_or(LONGEST.len()));
+    let mut jobs: VecDeque<_> = fetched.into_iter().map(Job::Kernel).collect();
+    if everything || image.is_some() {
+        jobs.push_back(Job::Command(image));
+    }
+    let queue = Mutex::new(jobs);
     let (sender, suites) = channel();
     thread::scope(|scope| {
         for _ in 0..AT_A_TIME {
             let (queue, sender) = (&queue, sender.clone());
             scope.spawn(move || {
-                loop {
-                    let next = queue.lock().ok().and_then(|mut queue| queue.pop_front());
-                    let Some((wanted, kernel)) = next else { return };
-                    let name = format!("vm {wanted}");
-                    let suite = kernel
-                        .and_then(|kernel| one(&name, &kernel, binaries))
-                        .unwrap_or_else(|err| Suite::broken(name, &format!("{err:#}")));
-                    if sender.send(suite).is_err() {
+                while let Some(job) = queue.lock().ok().and_then(|mut queue| queue.pop_front()) {
+                    if sender.send(job.run(binaries)).is_err() {
                         return;
                     }
                 }
@@ -59,6 +74,20 @@ pub(super) fn all(fetched: Vec<Fetched>, binaries: Option<&StaticBinaries>, repo
             report.add(suite);
         }
     });
+}
+
+impl Job {
+    fn run(self, binaries: &StaticBinaries) -> Suite {
+        match self {
+            Self::Command(image) => command::suite(image.as_deref(), binaries),
+            Self::Kernel((wanted, kernel)) => {
+                let name = format!("vm {wanted}");
+                kernel
+                    .and_then(|kernel| one(&name, &kernel, binaries))
+                    .unwrap_or_else(|err| Suite::broken(name, &format!("{err:#}")))
+            }
+        }
+    }
 }
 
 fn one(name: &str, kernel: &Kernel, binaries: &StaticBinaries) -> Result<Suite> {
