@@ -91,6 +91,12 @@ pub(crate) fn nofault() -> bool {
 #[map]
 static ATTACHED_AT: Array<u64> = Array::with_max_entries(1, 0);
 
+/// Whether every hook is attached.
+#[inline(always)]
+pub(crate) fn all_attached() -> bool {
+    ATTACHED_AT.get(0).is_some_and(|at| *at != 0)
+}
+
 /// Whether the current task is older than the tracing.
 #[inline(always)]
 pub(crate) fn predates_tracing() -> bool {

@@ -15,7 +15,7 @@ use pagetrace_ebpf::wire::{
 
 use super::{settle::settle, violation};
 use crate::{
-    kernel::{current_mm, describe_mm, predates_tracing, setting},
+    kernel::{all_attached, current_mm, describe_mm, predates_tracing, setting},
     stacks::{Probed, stack_id},
     state::{RECORDS, Slot, Task, anew, count, fill_header, flag, holds, now, slot, task, task_or_new, through},
     stream, target,
@@ -176,7 +176,10 @@ pub(crate) fn on_downgrade(ctx: &impl Probed, mm: u64) {
 
 #[inline(always)]
 fn on_orphan(mm: u64, kernel_faults: u32) {
-    count(counter::UNMATCHED_RELEASE);
+    // While probes are being attached, releases are seen before acquisitions are: that is no loss.
+    if all_attached() {
+        count(counter::UNMATCHED_RELEASE);
+    }
     let time = now();
     if ORPHAN_RELEASES.insert(&mm, &time, 0).is_err() {
         count(counter::ORPHAN_MAP_FULL);

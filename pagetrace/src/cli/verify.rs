@@ -12,6 +12,7 @@ use super::{
     sink,
 };
 use crate::{
+    kernel::threads,
     live::{
         loader::Sizes,
         session::CommandEnd,
@@ -69,7 +70,7 @@ pub(super) fn run(args: &VerifyArgs) -> Result<Exit> {
         as_root: args.as_root,
         stdout_is_ours: json && args.output.output.is_none(),
         attach: args.attach,
-        sizes: Sizes { ring_bytes: args.ring_bytes, ..Sizes::default() },
+        sizes: Sizes { ring_bytes: args.ring_bytes, tasks: threads::room() },
         every: args.every.map(Duration::from_millis),
         withhold: args.withhold,
     };

@@ -48,7 +48,8 @@ pub(super) async fn calibrate() {
     }
 }
 
-/// Makes such accesses. Reads and writes of a file in memory pass through most of the functions that have probes.
+/// Makes such accesses. Reads and writes of a file in memory pass through most of the functions that have probes, a path is a string to
+/// copy, and what is read from `/dev/zero` is cleared.
 /// Whether a call succeeds does not matter: the kernel copies its arguments before it looks at them.
 pub(super) fn access() {
     let _ = rustix::thread::nanosleep(&rustix::thread::Timespec { tv_sec: 0, tv_nsec: 1 });
@@ -56,4 +57,7 @@ pub(super) fn access() {
     let mut bytes = [0; 64];
     let _ = rustix::io::write(&file, &bytes);
     let _ = rustix::io::pread(&file, &mut bytes, 0);
+    if let Ok(zero) = rustix::fs::open("/dev/zero", rustix::fs::OFlags::CLOEXEC, rustix::fs::Mode::empty()) {
+        let _ = rustix::io::read(&zero, &mut bytes);
+    }
 }
