@@ -55,6 +55,9 @@ pub const MODULE: &[Expected] = &[
     Expected { write: true, ..own("clear-user", "zeroing user memory is writing it") },
     own("strncpy", "a string is read from user memory as anything else"),
     own("unmapped", "that nothing is mapped there is found out under the lock"),
+    own("gup-fault", "get_user_pages calls the fault handler of a mapping with the lock held"),
+    own("fault-fault", "a fault calls the fault handler of a mapping with the lock held"),
+    own("fault-user", "so does a fault from user mode, which is nobody's mistake either"),
 ];
 
 /// The BPF fixtures.

@@ -21,6 +21,7 @@ const LATENT: &[(&str, bool, &str, &str)] = &[
     ("latent-get", false, "own", "read"),
     ("latent-put", true, "foreign", "read"),
     ("latent-iter", true, "foreign", "write"),
+    ("latent-mmap", false, "own", "write"),
 ];
 
 /// Runs these cases.
