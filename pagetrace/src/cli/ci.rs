@@ -48,6 +48,9 @@ pub struct PolicyArgs {
     /// Fail an incomplete run also where every finding is known or suppressed
     #[arg(long)]
     pub require_coverage: bool,
+    /// Fail a run whose lock order (--order) has an edge that the baseline does not know
+    #[arg(long, requires = "baseline")]
+    pub require_known_order: bool,
 }
 
 /// Everything that was asked for, ready before anything runs.
@@ -75,11 +78,25 @@ impl CiArgs {
 
 impl PolicyArgs {
     fn read(&self) -> Result<Policy> {
-        let Self { fail_on, baseline, suppress, require_coverage } = self;
-        let baseline = baseline.as_deref().map(|path| read(path, "baseline", Baseline::parse)).transpose()?;
+        let Self { fail_on, baseline: path, suppress, require_coverage, require_known_order } = self;
+        let baseline = path.as_deref().map(|path| read(path, "baseline", Baseline::parse)).transpose()?;
+        if let (true, Some(path), Some(Baseline { edges: None, .. })) = (require_known_order, path, &baseline) {
+            return Err(Refused(format!(
+                "cannot use the baseline {} for --require-known-order: it has no lock order; add one with `pagetrace baseline update` \
+                 and a report of a run with --order",
+                path.display()
+            ))
+            .into());
+        }
         let suppressions =
             suppress.as_deref().map(|path| read(path, "suppressions", Suppressions::parse)).transpose()?;
-        Ok(Policy { fail_on: fail_on.clone(), baseline, suppressions, require_coverage: *require_coverage })
+        Ok(Policy {
+            fail_on: fail_on.clone(),
+            baseline,
+            suppressions,
+            require_coverage: *require_coverage,
+            require_known_order: *require_known_order,
+        })
     }
 }
 

@@ -3,10 +3,7 @@
 use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 
-use super::{
-    found::Found,
-    report::{self, Report},
-};
+use super::report::{self, Report};
 
 /// Version of the document of several runs.
 pub const RUNS: &str = "pagetrace.vm/1";
@@ -26,17 +23,17 @@ struct Run {
     report: Option<Report>,
 }
 
-/// All findings of a document.
+/// The reports in a document.
 ///
 /// # Errors
 /// When it is none of ours, or of another version.
-pub fn findings(text: &str) -> Result<Vec<Found>> {
+pub fn reports(text: &str) -> Result<Vec<Report>> {
     let Head { schema } = serde_json::from_str(text).context("it has no \"schema\"")?;
     match schema.as_str() {
-        report::SCHEMA => Ok(serde_json::from_str::<Report>(text)?.findings),
+        report::SCHEMA => Ok(vec![serde_json::from_str(text)?]),
         RUNS => {
             let Runs { runs } = serde_json::from_str(text)?;
-            Ok(runs.into_iter().filter_map(|run| run.report).flat_map(|report| report.findings).collect())
+            Ok(runs.into_iter().filter_map(|run| run.report).collect())
         }
         other => bail!("its schema is {other:?}, and this program reads {:?} and {RUNS:?}", report::SCHEMA),
     }
@@ -54,10 +51,10 @@ mod tests {
             ("{\"schema\": \"pagetrace.report/9\"}", "pagetrace.report/9"),
             ("{\"schema\": \"pagetrace.vm/1\", \"runs\": 3}", "invalid type"),
         ] {
-            let err = format!("{:#}", findings(text).unwrap_err());
+            let err = format!("{:#}", reports(text).unwrap_err());
             assert!(err.contains(says), "{text}: {err}");
         }
-        let none = findings("{\"schema\": \"pagetrace.vm/1\", \"runs\": [{\"report\": null}]}").unwrap();
+        let none = reports("{\"schema\": \"pagetrace.vm/1\", \"runs\": [{\"report\": null}]}").unwrap();
         assert!(none.is_empty());
     }
 }

@@ -29,10 +29,11 @@ pub fn render(order: &ReportedOrder) -> String {
         };
         let letter = |mode| if mode == LockMode::Read { 'r' } else { 'w' };
         let label = format!("{}{} x{}", letter(edge.held.mode), letter(edge.wanted.mode), edge.count);
-        let look = match (guilty.contains(&index), &edge.known) {
-            (true, _) => ", color=red, penwidth=2",
-            (false, Some(_)) => ", style=dotted",
-            (false, None) => "",
+        let look = match (guilty.contains(&index), &edge.known, edge.new) {
+            (true, ..) => ", color=red, penwidth=2",
+            (false, Some(_), _) => ", style=dotted",
+            (false, None, Some(true)) => ", color=blue, penwidth=2",
+            (false, None, _) => "",
         };
         let _ = writeln!(out, "  n{from} -> n{to} [label=\"{label}\"{look}];");
     }

@@ -14,7 +14,7 @@ pub mod github;
 pub mod junit;
 pub mod merge;
 pub mod order;
-mod order_text;
+pub(crate) mod order_text;
 pub mod pagemap;
 pub mod plan;
 pub mod provocation;

@@ -6,8 +6,10 @@ use pagetrace_ebpf::wire::order::{ClassId, class};
 use serde::{Deserialize, Serialize};
 
 use super::{
+    fingerprint,
     found::Marks,
     report::{Owner, Task},
+    stacks::{Role, Stack, function},
 };
 use crate::{
     analysis::{
@@ -92,6 +94,12 @@ pub struct ReportedEdge {
     pub last_seen_ns: u64,
     /// Why it takes part in no cycle; null when it does.
     pub known: Option<Cow<'static, str>>,
+    /// The same for the same classes of locks, held and wanted in the same modes, in every run: see `fingerprint.rs`.
+    #[serde(default)]
+    pub fingerprint: String,
+    /// Whether a baseline that has edges lacks this one; absent where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub new: Option<bool>,
 }
 
 /// An inversion, with names.
@@ -198,15 +206,38 @@ fn reported_lock(lock: &Lock, names: &Symbolizer, fields: &LockFields) -> Report
     }
 }
 
+/// What a lock's class is called in a fingerprint: without what is chance in its name.
+fn identity(lock: &Lock, reported: &ReportedLock, names: &Symbolizer) -> String {
+    let mode = if lock.mode == LockMode::Read { "read" } else { "write" };
+    let class = match reported.name.by {
+        NamedBy::Address => {
+            let taken = Stack { role: Role::Lock, frames: &reported.stack };
+            format!("{} of {}", reported.kind, taken.own().first().map_or("?", function))
+        }
+        NamedBy::SlabAndSite => {
+            let [_, site] = named_addresses(lock.class, lock.address);
+            let offset = lock.class.offset & !class::DIRECTORY;
+            let frames = names.frames(&[site]);
+            format!("{}+{offset:#x} of {}", lock.class_name, frames.first().map_or("?", function))
+        }
+        _ => reported.name.text.clone(),
+    };
+    format!("{mode} {class}")
+}
+
 impl ReportedEdge {
     /// Names an edge. Call it soon after the event: modules and BPF programs go, and their names with them.
     pub fn name(edge: &Edge, names: &mut Symbolizer, fields: &LockFields) -> Self {
         let addresses = [&edge.held, &edge.wanted].map(|lock| named_addresses(lock.class, lock.address)).concat();
         names.cover(&[&edge.held.stack, &edge.wanted.stack, &addresses]);
         let task = &edge.task;
+        let [held, wanted] = [&edge.held, &edge.wanted].map(|lock| reported_lock(lock, names, fields));
+        let ends = [identity(&edge.held, &held, names), identity(&edge.wanted, &wanted, names)];
         Self {
-            held: reported_lock(&edge.held, names, fields),
-            wanted: reported_lock(&edge.wanted, names, fields),
+            fingerprint: fingerprint::hash(&format!("lock-order edge\n{}\n", ends.join("\n"))),
+            new: None,
+            held,
+            wanted,
             cause: edge.cause,
             user_address: edge.address.map(|address| format!("{address:#x}")),
             task: Task { pid: task.pid, tid: task.tid, comm: task.comm.clone(), kernel_thread: task.kernel_thread },
@@ -216,6 +247,16 @@ impl ReportedEdge {
             last_seen_ns: edge.last,
             known: edge.known.map(|known| known.what.into()),
         }
+    }
+}
+
+impl ReportedEdge {
+    /// What it is, without whose locks they were.
+    pub fn title(&self) -> String {
+        let end = |lock: &ReportedLock| {
+            format!("{} ({})", lock.name.text, if lock.mode == LockMode::Read { "read" } else { "write" })
+        };
+        format!("{} -> {}", end(&self.held), end(&self.wanted))
     }
 }
 

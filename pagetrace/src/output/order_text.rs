@@ -114,7 +114,7 @@ fn scenario(out: &mut String, shape: Shape, edges: &[ReportedEdge]) -> fmt::Resu
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use pagetrace_ebpf::wire::{
         Header, MmOwner,
         lock::held,
@@ -162,7 +162,7 @@ pub(super) mod tests {
     }
 
     /// A mutex that is wanted under mmap_lock, and held over a fault.
-    pub(in crate::output) fn example() -> ReportedOrder {
+    pub(crate) fn example() -> ReportedOrder {
         let mm = MmOwner { mm: 1, tgid: 8, ..MmOwner::default() };
         let mmap = |flags| OrderLock {
             class: LockClass { kind: class::MMAP, owner: 1, ..LockClass::default() },

@@ -182,6 +182,12 @@ impl ReportedEdge {
         let held = Stack { role: Role::Lock, frames: &self.held.stack };
         [held, Stack { role: Role::Wanted, frames: &self.wanted.stack }]
     }
+
+    /// The frame that a person would open first: where the second lock was wanted.
+    pub fn site(&self) -> Option<&Frame> {
+        let [_, wanted] = self.stacks();
+        wanted.own().first()
+    }
 }
 
 impl ReportedInversion {

@@ -1,10 +1,14 @@
 //! A report for people.
 
-use std::fmt::{self, Write};
+use std::{
+    collections::HashSet,
+    fmt::{self, Write},
+};
 
 use super::{
     deadlock,
     found::{Found, Marks},
+    order::ReportedOrder,
     order_text,
     report::{Command, Lock, Owner, Report, ReportedFinding},
 };
@@ -98,6 +102,7 @@ fn write_closing(out: &mut String, report: &Report, style: Style) -> fmt::Result
             order.edges.len(),
             order.cycles.len()
         )?;
+        write_new_edges(out, order)?;
     }
     if let Some(provocation) = &report.provocation {
         writeln!(out, "  provoked: {}", provocation.sentence())?;
@@ -123,6 +128,23 @@ fn write_closing(out: &mut String, report: &Report, style: Style) -> fmt::Result
         write_command(out, command)?;
     }
     write_policy(out, report)
+}
+
+/// Edges that the baseline does not know, each class of them once.
+fn write_new_edges(out: &mut String, order: &ReportedOrder) -> fmt::Result {
+    const MOST: usize = 20;
+    let mut seen = HashSet::new();
+    let new = order.edges.iter().filter(|edge| edge.new == Some(true));
+    let new: Vec<_> = new.filter(|edge| seen.insert(edge.fingerprint.as_str())).collect();
+    for edge in new.iter().take(MOST) {
+        let by = format!("{} (pid {}, tid {})", edge.task.comm, edge.task.pid, edge.task.tid);
+        let site = edge.site().map_or_else(String::new, |frame| format!(" in {}", frame.text()));
+        writeln!(out, "  not in the baseline: {}, by {by}{site}", edge.title())?;
+    }
+    if new.len() > MOST {
+        writeln!(out, "  not in the baseline: {} more", new.len() - MOST)?;
+    }
+    Ok(())
 }
 
 fn write_policy(out: &mut String, report: &Report) -> fmt::Result {

@@ -1,4 +1,5 @@
-//! A baseline: findings that are known, by fingerprint, each with a reason and perhaps a day on which it counts again.
+//! A baseline: findings that are known, by fingerprint, each with a reason and perhaps a day on which it counts again; and edges of
+//! the lock order that are known.
 
 use chrono::NaiveDate;
 use serde::{Deserialize, Serialize};
@@ -20,6 +21,20 @@ pub struct Baseline {
     /// The findings.
     #[serde(default, rename = "finding")]
     pub findings: Vec<Entry>,
+    /// Edges of the lock order, once a report had any; they are no faults, and need no reason.
+    #[serde(default, rename = "edge", skip_serializing_if = "Option::is_none")]
+    pub edges: Option<Vec<KnownEdge>>,
+}
+
+/// An edge of the lock order that is known.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KnownEdge {
+    /// Its fingerprint.
+    pub fingerprint: String,
+    /// For people: the locks, held and wanted. Not looked at.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub about: String,
 }
 
 /// A finding that is known.
@@ -47,7 +62,7 @@ impl Entry {
 
 impl Default for Baseline {
     fn default() -> Self {
-        Self { version: VERSION, findings: Vec::new() }
+        Self { version: VERSION, findings: Vec::new(), edges: None }
     }
 }
 
@@ -60,11 +75,7 @@ impl Baseline {
         let read: Self = if is_json(text) { parse::json(text, VERSION)? } else { parse::toml(text, VERSION)? };
         for (index, entry) in read.findings.iter().enumerate() {
             let Entry { fingerprint, reason, .. } = entry;
-            if !fingerprint::is_one(fingerprint) {
-                return Err(FileError::Content(format!(
-                    "{fingerprint:?} is no fingerprint: those have 16 hexadecimal digits, as \"fingerprint\" in a JSON report"
-                )));
-            }
+            check(fingerprint)?;
             if reason.trim().is_empty() {
                 return Err(FileError::Content(format!(
                     "the entry {fingerprint} has no reason: say why it is accepted"
@@ -74,7 +85,27 @@ impl Baseline {
                 return Err(FileError::Content(format!("{fingerprint} is there twice")));
             }
         }
+        for edge in read.edges.iter().flatten() {
+            check(&edge.fingerprint)?;
+        }
         Ok(read)
+    }
+
+    /// Whether an edge is known; `None` where the baseline knows of none at all, since it was made without them.
+    pub fn knows_edge(&self, fingerprint: &str) -> Option<bool> {
+        self.edges.as_ref().map(|edges| edges.iter().any(|edge| edge.fingerprint == fingerprint))
+    }
+
+    /// Adds edges, each by fingerprint and what it is about. Returns how many are new.
+    pub fn add_edges<'a>(&mut self, found: impl IntoIterator<Item = (&'a str, String)>) -> usize {
+        let edges = self.edges.get_or_insert_default();
+        let before = edges.len();
+        for (fingerprint, about) in found {
+            if !edges.iter().any(|edge| edge.fingerprint == fingerprint) {
+                edges.push(KnownEdge { fingerprint: fingerprint.to_owned(), about });
+            }
+        }
+        edges.len() - before
     }
 
     /// The entry of a finding.
@@ -111,6 +142,15 @@ impl Baseline {
     }
 }
 
+fn check(fingerprint: &str) -> Result<(), FileError> {
+    if fingerprint::is_one(fingerprint) {
+        return Ok(());
+    }
+    Err(FileError::Content(format!(
+        "{fingerprint:?} is no fingerprint: those have 16 hexadecimal digits, as \"fingerprint\" in a JSON report"
+    )))
+}
+
 /// Whether a text is meant to be JSON.
 pub fn is_json(text: &str) -> bool {
     text.trim_start().starts_with('{')
@@ -136,6 +176,26 @@ mod tests {
     }
 
     #[test]
+    fn edges_are_known_once_there_were_any() {
+        let mut baseline = Baseline::parse(ONE).unwrap();
+        assert_eq!(baseline.knows_edge("00000000000000aa"), None);
+        let edge = |print| (print, "mmap_lock (write) -> \"x\"".to_owned());
+        assert_eq!(baseline.add_edges([edge("00000000000000aa"), edge("00000000000000aa")]), 1);
+        assert_eq!(baseline.add_edges([edge("00000000000000aa"), edge("00000000000000bb")]), 1);
+        for json in [false, true] {
+            let text = baseline.encode(json).unwrap();
+            let read = Baseline::parse(&text).unwrap();
+            assert_eq!(read, baseline, "{text}");
+            let known = ["00000000000000aa", "00000000000000bb", "00000000000000cc"].map(|it| read.knows_edge(it));
+            assert_eq!(known, [Some(true), Some(true), Some(false)]);
+        }
+        // An order without any edge is an order, too.
+        let mut none = Baseline::default();
+        none.add_edges([]);
+        assert_eq!(Baseline::parse(&none.encode(false).unwrap()).unwrap().knows_edge("00000000000000aa"), Some(false));
+    }
+
+    #[test]
     fn an_entry_counts_to_the_end_of_its_last_day() {
         let baseline = Baseline::parse(&format!("{ONE}expires = \"2026-12-31\"\n")).unwrap();
         let day = |text: &str| text.parse().unwrap();
@@ -156,6 +216,8 @@ mod tests {
             ("version = 1\n[[finding]]\nfingerprint = \"x\"\nreason = \"r\"\n", "\"x\" is no fingerprint"),
             ("version = 1\n[[finding]]\nfingerprint = \"0123456789abcdef\"\nreason = \" \"\n", "has no reason"),
             ("version = 1\n[[finding]]\nfingerprint = \"0123456789abcdef\"\n", "missing field `reason`"),
+            ("version = 1\n[[edge]]\nfingerprint = \"y\"\n", "\"y\" is no fingerprint"),
+            ("version = 1\n[[edge]]\nfingerprint = \"0123456789abcdef\"\nreason = \"r\"\n", "unknown field `reason`"),
             (&format!("{ONE}expires = \"soon\"\n"), "line 5, column 11: \"soon\" is no date"),
             (&twice, "there twice"),
             ("version = 1\nb\u{e4}d = = 2\n", "line 2, column"),

@@ -32,6 +32,8 @@ pub struct Policy {
     pub suppressions: Option<Suppressions>,
     /// Whether what was lost counts even where every finding is excused.
     pub require_coverage: bool,
+    /// Whether an edge of the lock order that the baseline does not know counts.
+    pub require_known_order: bool,
 }
 
 /// Whether a run passes.
@@ -65,6 +67,9 @@ pub struct Outcome {
     pub expired: Vec<String>,
     /// Entries of the baseline that nothing was found for.
     pub unused: Vec<String>,
+    /// Edges of the lock order that the baseline does not know; absent where it has none, or no order was watched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub new_edges: Option<usize>,
 }
 
 /// Why a finding does not count.
@@ -113,7 +118,11 @@ impl Decision {
 impl Policy {
     /// Whether anything was asked for.
     pub fn is_empty(&self) -> bool {
-        self.fail_on.is_empty() && self.baseline.is_none() && self.suppressions.is_none() && !self.require_coverage
+        self.fail_on.is_empty()
+            && self.baseline.is_none()
+            && self.suppressions.is_none()
+            && !self.require_coverage
+            && !self.require_known_order
     }
 
     /// Judges a report: marks the findings that do not count, and adds the outcome. Without a policy nothing changes.
@@ -127,7 +136,8 @@ impl Policy {
             finding.marks_mut().baselined = matches!(&excuse, Some(Excuse { by: Excused::Baseline, .. }));
             finding.marks_mut().excused = excuse;
         }
-        let outcome = self.outcome(report, expired);
+        let new_edges = self.mark_edges(report);
+        let outcome = self.outcome(report, expired, new_edges);
         report.policy = Some(outcome);
     }
 
@@ -146,7 +156,22 @@ impl Policy {
         (!counts).then(|| Excuse { by: Excused::FailOn, reason: reason() })
     }
 
-    fn outcome(&self, report: &Report, expired: Vec<String>) -> Outcome {
+    /// Says of each edge whether it is new, and how many classes of edges are. What is known to be right is not news.
+    fn mark_edges(&self, report: &mut Report) -> Option<usize> {
+        let baseline = self.baseline.as_ref().filter(|baseline| baseline.edges.is_some())?;
+        let order = report.order.as_mut()?;
+        let mut new = BTreeSet::new();
+        for edge in &mut order.edges {
+            let known = edge.known.is_some() || baseline.knows_edge(&edge.fingerprint) == Some(true);
+            edge.new = Some(!known);
+            if !known {
+                new.insert(edge.fingerprint.as_str());
+            }
+        }
+        Some(new.len())
+    }
+
+    fn outcome(&self, report: &Report, expired: Vec<String>, new_edges: Option<usize>) -> Outcome {
         let excused =
             |by| report.findings.iter().filter(|f| f.marks().excused.as_ref().is_some_and(|e| e.by == by)).count();
         let counted = report.findings.iter().filter(|finding| finding.marks().excused.is_none()).count();
@@ -164,9 +189,14 @@ impl Policy {
                 "no finding counts: {baselined} in the baseline, {suppressed} suppressed, {below} not covered by --fail-on"
             ));
         }
+        let order_counts = self.require_known_order && new_edges.is_some_and(|new| new != 0);
+        if order_counts {
+            because
+                .push(format!("edges of the lock order that the baseline does not know: {}", new_edges.unwrap_or(0)));
+        }
         because.extend(expired.iter().map(|entry| format!("the baseline's entry {entry}")));
         let lost = !report.coverage.incomplete_because.is_empty();
-        let result = if counted != 0 {
+        let result = if counted != 0 || order_counts {
             Decision::Fail
         } else if lost && (self.require_coverage || report.verdict == Verdict::Incomplete) {
             because.push("something was lost that could have hidden findings that count".to_owned());
@@ -180,7 +210,7 @@ impl Policy {
             }
             Decision::Pass
         };
-        Outcome { result, because, counted, baselined, suppressed, below, expired, unused: unused.collect() }
+        Outcome { result, because, counted, baselined, suppressed, below, expired, unused: unused.collect(), new_edges }
     }
 }
 

@@ -1,7 +1,7 @@
 //! What passes and what does not, from findings made by hand.
 
 use super::{baseline::Entry, *};
-use crate::output::stacks::tests::finding;
+use crate::output::{order_text, stacks::tests::finding};
 
 const TODAY: &str = "2026-06-15";
 
@@ -133,4 +133,38 @@ fn suppressions_hold_by_function_module_and_class_until_their_day() {
         assert_eq!(outcome.result, result, "{rule}");
         assert!(!report.findings[0].marks().baselined);
     }
+}
+
+#[test]
+fn edges_of_the_order_are_new_or_known() {
+    let order = order_text::tests::example();
+    let run = |baseline: Baseline, require_known_order| {
+        let mut report = report(&[], None);
+        report.order = Some(order.clone());
+        Policy { baseline: Some(baseline), require_known_order, ..Policy::default() }.apply(&mut report, today());
+        let new: Vec<_> = report.order.iter().flat_map(|order| &order.edges).map(|edge| edge.new).collect();
+        (report.policy.unwrap(), new)
+    };
+    let known = |count: usize| {
+        let mut baseline = Baseline::default();
+        baseline.add_edges(order.edges.iter().take(count).map(|edge| (edge.fingerprint.as_str(), edge.title())));
+        baseline
+    };
+    // A baseline that was made without an order says nothing about it.
+    let (outcome, new) = run(Baseline::default(), true);
+    assert_eq!((outcome.result, outcome.new_edges, new), (Decision::Pass, None, vec![None, None]));
+    let (outcome, new) = run(known(1), false);
+    assert_eq!((outcome.result, outcome.new_edges, new), (Decision::Pass, Some(1), vec![Some(false), Some(true)]));
+    let (outcome, _) = run(known(1), true);
+    assert_eq!(outcome.result, Decision::Fail);
+    assert_eq!(outcome.because, ["edges of the lock order that the baseline does not know: 1"]);
+    let (outcome, new) = run(known(2), true);
+    assert_eq!((outcome.result, outcome.new_edges, new), (Decision::Pass, Some(0), vec![Some(false), Some(false)]));
+    // What the kernel is known to do rightly is not news.
+    let mut legal = order.clone();
+    legal.edges[1].known = Some("fork".into());
+    let mut report = report(&[], None);
+    report.order = Some(legal);
+    Policy { baseline: Some(known(1)), require_known_order: true, ..Policy::default() }.apply(&mut report, today());
+    assert_eq!(report.policy.unwrap().new_edges, Some(0));
 }

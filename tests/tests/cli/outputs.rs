@@ -14,7 +14,8 @@ fn recordings() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("recordings")
 }
 
-const NAMES: [(&str, i32); 3] = [("true", 0), ("read-own", 1), ("nested-two", 1)];
+const NAMES: [(&str, i32); 5] =
+    [("true", 0), ("read-own", 1), ("nested-two", 1), ("mutex-fault", 1), ("mutex-mmap", 1)];
 
 /// The outputs of a checked-in recording, and what was on stderr.
 fn outputs(scratch: &Scratch, name: &str, code: i32) -> Result<String> {

@@ -82,6 +82,59 @@ fn a_baseline_is_made_kept_and_used() -> Result<()> {
     Ok(())
 }
 
+/// The locks of each edge that is said to be new, and whether it is one of the module's.
+fn new_edges(report: &Value) -> Vec<(String, bool)> {
+    let edges = report["order"]["edges"].as_array().cloned().unwrap_or_default();
+    let name = |lock: &Value| lock["text"].as_str().unwrap_or_default().to_owned();
+    let title = |edge: &Value| format!("{} -> {}", name(&edge["held"]), name(&edge["wanted"]));
+    let new = edges.iter().filter(|edge| edge["new"] == true).map(title);
+    new.map(|title| (title.clone(), title.contains("ptf_mutex_mmap_lock"))).collect()
+}
+
+#[test]
+fn edges_of_the_lock_order_are_new_or_known_by_a_baseline() -> Result<()> {
+    let scratch = Scratch::new("edges")?;
+    let path = |name: &str| scratch.0.join(name).to_string_lossy().into_owned();
+    let [before, later] = ["mutex-fault", "mutex-mmap"].map(recording);
+    for file in ["known.toml", "known.json"] {
+        let known = path(file);
+        let made = run(&["baseline", "update", &known, &before])?.exits(0)?;
+        made.says("edges of the lock order")?.silent()?;
+        let judged = |args: &[&str], code| -> Result<Value> {
+            run(&[&["report", "--format", "json", "--baseline", &known], args].concat())?.exits(code)?.json()
+        };
+        let report = judged(&["--require-known-order", &before], 0)?;
+        ensure!(report["policy"]["new_edges"] == 0 && new_edges(&report).is_empty(), "{:#}", report["policy"]);
+        // The other run took a mutex that this one did not.
+        let report = judged(&["--fail-on", "lock-leak", &later], 0)?;
+        let new = new_edges(&report);
+        ensure!(new.len() == 2 && new.iter().all(|edge| edge.1), "{new:?}");
+        ensure!(report["policy"]["new_edges"] == 2, "{:#}", report["policy"]);
+        let report = judged(&["--fail-on", "lock-leak", "--require-known-order", &before, &later], 1)?;
+        ensure!(report["policy"]["result"] == "fail", "{:#}", report["policy"]);
+        ensure!(report["policy"]["because"].to_string().contains("baseline does not know"), "{:#}", report["policy"]);
+        let text = run(&["report", "--baseline", &known, &later])?.exits(1)?;
+        let line = "not in the baseline: mmap_lock (read) -> pagetrace_fixture:ptf_mutex_mmap_lock (write), by ptf-ord-mutex-m";
+        ensure!(text.stdout.contains(line), "{text:#?}");
+        let dot = run(&["report", "--format", "dot", "--baseline", &known, &before, &later])?.exits(1)?;
+        ensure!(dot.stdout.contains("color=red") && dot.stdout.starts_with("digraph"), "{dot:#?}");
+        // From a report as from a recording; then nothing is new.
+        let json = path("report.json");
+        run(&["report", "--json", &json, &later])?.exits(1)?;
+        run(&["baseline", "update", &known, &json])?.exits(0)?.says("edges of the lock order, 2 of them new")?;
+        judged(&["--require-known-order", &before, &later], 0)?;
+    }
+    // A baseline without an order cannot be asked for it, and says nothing about one.
+    let without = path("without.toml");
+    run(&["baseline", "update", &without, &recording("read-own")])?.exits(0)?;
+    let report = run(&["report", "--format", "json", "--baseline", &without, &later])?.exits(1)?.json()?;
+    ensure!(report["policy"].get("new_edges").is_none() && new_edges(&report).is_empty(), "{:#}", report["policy"]);
+    let refused = run(&["report", "--baseline", &without, "--require-known-order", &later])?.exits(2)?;
+    refused.says("has no lock order")?.says("--order")?.silent()?;
+    run(&["report", "--require-known-order", &later])?.exits(2)?.says("--baseline")?.silent()?;
+    Ok(())
+}
+
 #[test]
 fn an_entry_that_has_expired_counts_again_and_says_so() -> Result<()> {
     let scratch = Scratch::new("expired")?;
