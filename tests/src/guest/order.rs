@@ -25,6 +25,9 @@ const INVERTING: &[(&str, &str, usize, &str, &str)] = &[
     ("ord-recursive", "recursive", 1, "mmap_lock", "mm-struct"),
     ("ord-held-trylock", "classes", 2, "pagetrace_fixture:ptf_tried_outside_lock", "symbol"),
     ("ord-killable", "classes", 2, "pagetrace_fixture:ptf_killable_lock", "symbol"),
+    ("ord-driver", "classes", 2, "pagetrace_fixture:ptf_driver_lock", "symbol"),
+    ("ord-handler", "classes", 2, "pagetrace_fixture:ptf_handler_lock", "symbol"),
+    ("ord-pinning", "classes", 2, "pagetrace_fixture:ptf_pinning_lock", "symbol"),
 ];
 
 /// Runs the cases: by the attach type that is chosen here, or, if that is asked for, by each there is.
@@ -52,10 +55,25 @@ pub fn run(tool: &Tool, module: bool, ways: &[&str], thorough: bool, tally: &mut
     if module {
         tally.case("order/silent-without", || silent_without(tool, first));
         tally.case("order/recorded", || recorded(tool, first));
+        tally.case("order/by-access", || by_access(tool));
         if ways.contains(&"kprobe") {
             tally.case("order/crowded", || crowded(tool));
         }
     }
+}
+
+/// Memory that is there is touched under the driver's lock: without a fault, only a strict check sees that half of the cycle.
+fn by_access(tool: &Tool) -> Result<()> {
+    const CASE: &str = "ord-resident";
+    let ended = tool.run(tool.check(&["--order", "--strict"], &["kmod", CASE]))?;
+    ensure!(ended.log.contains(&format!("kmod {CASE}: ok")), "not exercised: {}", tail(&ended.log));
+    let report = report::parse(&ended.stdout)?;
+    matches(&report, &(CASE, "classes", 2, "pagetrace_fixture:ptf_resident_lock", "symbol"))?;
+    let edges = by(&report, CASE).into_iter().flat_map(|it| list(&it["cycle"]));
+    let causes: Vec<_> = edges.map(|edge| text(&edge["cause"])).collect();
+    ensure!(causes.contains(&"access") && causes.contains(&"lock"), "the causes are {causes:?}");
+    ensure!(ended.status.code() == Some(1), "ended with {}: {}", ended.status, tail(&ended.stderr));
+    Ok(())
 }
 
 /// With no room left to see the lock function return, the lock is followed all the same.
@@ -82,6 +100,7 @@ fn once(tool: &Tool, module: bool, tally: &mut Tally) {
         tally.case(&format!("order/{}", row.0), || matches(&report, row));
     }
     tally.case("order/nothing-else", || nothing_else(&report));
+    tally.case("order/by-access", || by_access(tool));
 }
 
 fn both(tool: &Tool) -> Result<Value> {
