@@ -8,13 +8,19 @@ use crate::{
     state, stream, target,
 };
 
-/// `sched_process_fork`.
+/// `task_newtask`, a little earlier than `sched_process_fork`: what the kernel skips of one of the two, the other sees.
 #[inline(always)]
-pub(crate) fn on_fork(child: u64) {
+pub(crate) fn on_new_task(child: u64) {
     if setting(setting::MM_CACHE) == setting::NONE {
         know_mm(member(child, setting::TASK_MM).unwrap_or(0));
     }
     target::on_fork(child);
+}
+
+/// `sched_process_fork`.
+#[inline(always)]
+pub(crate) fn on_fork(child: u64) {
+    on_new_task(child);
     if stream::on() {
         stream::on_fork(child);
     }

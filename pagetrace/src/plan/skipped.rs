@@ -10,6 +10,11 @@ use super::{Event, Plan};
 enum Hides {
     /// An event that a verdict rests on.
     Event,
+    /// A child of the target, of which another program tells as well: this one first, or the other.
+    Child {
+        /// Whether it is the one that is told of it first.
+        first: bool,
+    },
     /// The end of a task: it holds nothing any more, only its state stays until the tracing ends.
     TaskEnd,
     /// Whether a fault was a read or a write; the fault itself is seen elsewhere.
@@ -29,6 +34,9 @@ fn hides(plan: &Plan, program: &str) -> Hides {
         .collect();
     match users.as_slice() {
         [Event::TaskLife] if program.ends_with("sched_process_free") => Hides::TaskEnd,
+        [Event::TaskLife] if tells_of_children(program) && twice_told(plan) => {
+            Hides::Child { first: program.ends_with("task_newtask") }
+        }
         [Event::FaultKind] => Hides::FaultKind,
         [Event::UserBoundary] if program.ends_with("sys_exit") => Hides::Leaving,
         [Event::UserBoundary] => Hides::Entering,
@@ -36,24 +44,40 @@ fn hides(plan: &Plan, program: &str) -> Hides {
     }
 }
 
+fn tells_of_children(program: &str) -> bool {
+    program.ends_with("task_newtask") || program.ends_with("sched_process_fork")
+}
+
+/// Whether two programs tell of a child.
+fn twice_told(plan: &Plan) -> bool {
+    let life = plan.events.iter().filter(|event| event.event == Event::TaskLife);
+    life.flat_map(|event| &event.probes).filter(|probe| tells_of_children(&probe.program)).count() == 2
+}
+
 /// Skipped calls as counters of a report: `misses` has each program's.
 ///
 /// A lock taken along to user mode passes the end of one system call and the beginning of the next: as long as only one
-/// of the two programs was ever skipped, the other has seen it.
-pub fn counters<'a>(plan: &Plan, misses: impl Iterator<Item = (&'a str, u64)>) -> [(&'static str, u64); 4] {
+/// of the two programs was ever skipped, the other has seen it. So it is with children, where two programs tell of them.
+pub fn counters<'a>(plan: &Plan, misses: impl Iterator<Item = (&'a str, u64)>) -> [(&'static str, u64); 5] {
     let (mut events, mut ends, mut kinds, mut leaving, mut entering) = (0, 0, 0, 0, 0);
+    let (mut first, mut second) = (0, 0);
     for (program, count) in misses {
         *match hides(plan, program) {
             Hides::Event => &mut events,
+            Hides::Child { first: true } => &mut first,
+            Hides::Child { first: false } => &mut second,
             Hides::TaskEnd => &mut ends,
             Hides::FaultKind => &mut kinds,
             Hides::Leaving => &mut leaving,
             Hides::Entering => &mut entering,
         } += count;
     }
-    let both = if leaving != 0 && entering != 0 { leaving + entering } else { 0 };
+    // How many of two programs' calls can hide something: none, as long as one of them saw everything.
+    let hidden = |one: u64, other: u64| if one != 0 && other != 0 { one + other } else { 0 };
+    let (both, children) = (hidden(leaving, entering), hidden(first, second));
     [
-        ("recursion_misses", events + both),
+        ("recursion_misses", events + both + children),
+        ("fork_missed", first + second - children),
         ("task_end_missed", ends),
         ("fault_kind_missed", kinds),
         ("user_boundary_missed", leaving + entering - both),
@@ -98,6 +122,15 @@ mod tests {
         assert_eq!(told(&events, &misses), [("recursion_misses", 7)]);
         assert_eq!(told(&events, &[("tb_sched_process_free", 3)]), [("task_end_missed", 3)]);
         assert_eq!(told(&events, &[("unheard_of", 1)]), [("recursion_misses", 1)]);
+    }
+
+    #[test]
+    fn a_child_that_two_programs_tell_of_is_seen_by_one() {
+        let events: [(Event, &[&str]); 1] =
+            [(Event::TaskLife, &["tb_sched_process_fork", "tb_sched_process_free", "tb_task_newtask"])];
+        assert_eq!(told(&events, &[("tb_sched_process_fork", 4)]), [("fork_missed", 4)]);
+        assert_eq!(told(&events, &[("tb_task_newtask", 4)]), [("fork_missed", 4)]);
+        assert_eq!(told(&events, &[("tb_task_newtask", 4), ("tb_sched_process_fork", 1)]), [("recursion_misses", 5)]);
     }
 
     #[test]

@@ -257,6 +257,19 @@ fn without_the_exception_tracepoints_reads_and_writes_are_not_told_apart() {
 }
 
 #[test]
+fn children_are_told_of_twice_where_a_program_can_be_skipped() {
+    let with = |preempts| {
+        let mut fake = Fake { preempts, ..v6_12() };
+        fake.tracepoints.insert("task_newtask", 2);
+        let plan = of(&fake, &wish(None));
+        event(&plan, Event::TaskLife).probes.iter().any(|probe| probe.program == "tb_task_newtask")
+    };
+    assert!(with(true) && !with(false));
+    let plan = of(&Fake { preempts: true, ..v6_12() }, &wish(None));
+    assert_eq!(event(&plan, Event::TaskLife).probes.len(), 3, "a kernel without it needs it not");
+}
+
+#[test]
 fn without_task_life_there_is_no_plan() {
     let blind = plan(&v6_12().without_tracepoints("sched"), &wish(None)).expect_err("tasks' ends are needed");
     let PlanError::Blind { event, reasons } = blind;

@@ -57,6 +57,9 @@ fn same(kind: ProgramType, target: &str, stage: Stage) -> Probe {
     probe(kind, target, target, stage)
 }
 
+/// Tells of a child a little before `sched_process_fork` does (kernel/fork.c, `copy_process`).
+const NEW_TASK: &str = "task_newtask";
+
 /// The entry and return programs of a function that takes no lock for its caller.
 fn pair(attach: Attach, stem: &str, target: &str) -> Vec<Probe> {
     let (entry, exit) = match attach {
@@ -133,7 +136,14 @@ pub(super) fn ways(kernel: &dyn KernelView, event: Event, attach: Attach, trace:
         Event::UserBoundary => tp(&["sys_enter", "sys_exit"], Stage::Access),
         // Each function is asked about by itself, in `access` and `order`.
         Event::UserAccess | Event::SleepingLock => None,
-        Event::TaskLife => tp(&["sched_process_fork", "sched_process_exec", "sched_process_free"], Stage::TaskLife),
+        Event::TaskLife => {
+            let mut names = vec!["sched_process_fork", "sched_process_exec", "sched_process_free"];
+            // Where a program can be skipped, two that tell of a child are not skipped for the same one.
+            if kernel.preempts_programs() && kernel.tracepoint_args(NEW_TASK).is_some() {
+                names.push(NEW_TASK);
+            }
+            tp(&names, Stage::TaskLife)
+        }
     }
 }
 
