@@ -8,7 +8,7 @@ use crate::{
     state, stream, target,
 };
 
-/// `task_newtask`, a little earlier than `sched_process_fork`: what the kernel skips of one of the two, the other sees.
+/// What comes a little earlier or later than `sched_process_fork`: where the kernel skips one of the two, the other sees the child.
 #[inline(always)]
 pub(crate) fn on_new_task(child: u64) {
     if setting(setting::MM_CACHE) == setting::NONE {

@@ -11,7 +11,7 @@ use aya_ebpf::{
 use pagetrace_ebpf::wire::{lock::held, setting, walk::function};
 
 use crate::{
-    hooks::{fault, lock, walk},
+    hooks::{fault, lock, task, walk},
     kernel::{mm_of_lock, setting},
 };
 
@@ -67,6 +67,13 @@ returned! {
     kr_down_write_killable, |ret| ret() == 0;
     kr_down_read_trylock, |ret| ret() != 0;
     kr_down_write_trylock, |ret| ret() != 0;
+}
+
+/// Every child passes here before it runs, and no other task is in this program's way: kprobes run with preemption disabled.
+#[kprobe]
+pub(crate) fn kp_wake_up_new_task(ctx: ProbeContext) -> u32 {
+    task::on_new_task(arg(&ctx, 0));
+    0
 }
 
 macro_rules! release {

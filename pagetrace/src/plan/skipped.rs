@@ -10,9 +10,9 @@ use super::{Event, Plan};
 enum Hides {
     /// An event that a verdict rests on.
     Event,
-    /// A child of the target, of which another program tells as well: this one first, or the other.
+    /// A child of the target, of which two programs tell.
     Child {
-        /// Whether it is the one that is told of it first.
+        /// Whether this is the usual one.
         first: bool,
     },
     /// The end of a task: it holds nothing any more, only its state stays until the tracing ends.
@@ -35,7 +35,7 @@ fn hides(plan: &Plan, program: &str) -> Hides {
     match users.as_slice() {
         [Event::TaskLife] if program.ends_with("sched_process_free") => Hides::TaskEnd,
         [Event::TaskLife] if tells_of_children(program) && twice_told(plan) => {
-            Hides::Child { first: program.ends_with("task_newtask") }
+            Hides::Child { first: program.ends_with(FORK) }
         }
         [Event::FaultKind] => Hides::FaultKind,
         [Event::UserBoundary] if program.ends_with("sys_exit") => Hides::Leaving,
@@ -44,8 +44,10 @@ fn hides(plan: &Plan, program: &str) -> Hides {
     }
 }
 
+const FORK: &str = "sched_process_fork";
+
 fn tells_of_children(program: &str) -> bool {
-    program.ends_with("task_newtask") || program.ends_with("sched_process_fork")
+    [FORK, "task_newtask", "wake_up_new_task"].iter().any(|name| program.ends_with(name))
 }
 
 /// Whether two programs tell of a child.

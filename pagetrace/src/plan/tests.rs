@@ -258,15 +258,17 @@ fn without_the_exception_tracepoints_reads_and_writes_are_not_told_apart() {
 
 #[test]
 fn children_are_told_of_twice_where_a_program_can_be_skipped() {
-    let with = |preempts| {
-        let mut fake = Fake { preempts, ..v6_12() };
+    let second = |preempts, kprobes| {
+        let mut fake = Fake { preempts, kprobes, ..v6_18().add(&["wake_up_new_task"]) };
         fake.tracepoints.insert("task_newtask", 2);
         let plan = of(&fake, &wish(None));
-        event(&plan, Event::TaskLife).probes.iter().any(|probe| probe.program == "tb_task_newtask")
+        event(&plan, Event::TaskLife).probes.get(3).map(|probe| probe.program.clone())
     };
-    assert!(with(true) && !with(false));
+    assert_eq!(second(true, true).as_deref(), Some("kp_wake_up_new_task"));
+    assert_eq!(second(true, false).as_deref(), Some("tb_task_newtask"));
+    assert_eq!(second(false, true), None);
     let plan = of(&Fake { preempts: true, ..v6_12() }, &wish(None));
-    assert_eq!(event(&plan, Event::TaskLife).probes.len(), 3, "a kernel without it needs it not");
+    assert_eq!(event(&plan, Event::TaskLife).probes.len(), 3, "a kernel that has neither");
 }
 
 #[test]

@@ -57,8 +57,22 @@ fn same(kind: ProgramType, target: &str, stage: Stage) -> Probe {
     probe(kind, target, target, stage)
 }
 
-/// Tells of a child a little before `sched_process_fork` does (kernel/fork.c, `copy_process`).
+/// Tracepoint that tells of a child a little before `sched_process_fork` does (kernel/fork.c, `copy_process`).
 const NEW_TASK: &str = "task_newtask";
+/// Function that every child passes through a little later (kernel/sched/core.c).
+const WAKE_NEW_TASK: &str = "wake_up_new_task";
+
+/// The program that tells of children besides the one of `sched_process_fork`, where that one can be skipped: two are hardly ever
+/// skipped for the same child, and a kprobe never is by a task that was preempted in it.
+fn second_of_children(kernel: &dyn KernelView, kind: ProgramType) -> Option<Probe> {
+    if !kernel.preempts_programs() {
+        return None;
+    }
+    if kernel.has_kprobes() && kernel.has_symbol(WAKE_NEW_TASK) && !kernel.forbids_kprobe(WAKE_NEW_TASK) {
+        return Some(same(ProgramType::Kprobe, WAKE_NEW_TASK, Stage::TaskLife));
+    }
+    kernel.tracepoint_args(NEW_TASK).map(|_| same(kind, NEW_TASK, Stage::TaskLife))
+}
 
 /// The entry and return programs of a function that takes no lock for its caller.
 fn pair(attach: Attach, stem: &str, target: &str) -> Vec<Probe> {
@@ -97,7 +111,7 @@ fn lock_by_tracepoint(kernel: &dyn KernelView, kind: ProgramType, trace: bool) -
 
 /// Programs that show `event` by `attach`; `None` when there is no such way. `trace` asks for waits as well.
 pub(super) fn ways(kernel: &dyn KernelView, event: Event, attach: Attach, trace: bool) -> Option<Vec<Probe>> {
-    let tp = |names: &[&str], stage| {
+    let tp = |names: &[&str], stage| -> Option<Vec<Probe>> {
         tracepoint(attach).map(|kind| names.iter().map(|name| same(kind, name, stage)).collect())
     };
     let function = |entry: bool, exit: bool, name: &str| {
@@ -137,12 +151,9 @@ pub(super) fn ways(kernel: &dyn KernelView, event: Event, attach: Attach, trace:
         // Each function is asked about by itself, in `access` and `order`.
         Event::UserAccess | Event::SleepingLock => None,
         Event::TaskLife => {
-            let mut names = vec!["sched_process_fork", "sched_process_exec", "sched_process_free"];
-            // Where a program can be skipped, two that tell of a child are not skipped for the same one.
-            if kernel.preempts_programs() && kernel.tracepoint_args(NEW_TASK).is_some() {
-                names.push(NEW_TASK);
-            }
-            tp(&names, Stage::TaskLife)
+            let mut probes = tp(&["sched_process_fork", "sched_process_exec", "sched_process_free"], Stage::TaskLife)?;
+            probes.extend(tracepoint(attach).and_then(|kind| second_of_children(kernel, kind)));
+            Some(probes)
         }
     }
 }
