@@ -79,6 +79,12 @@ impl Probed for FExitContext {
 }
 impl Probed for RetProbeContext {
     const KIND: u32 = unwind::kind::NONE;
+
+    #[inline(always)]
+    fn on_stack(&self) -> u64 {
+        // SAFETY: the context is the registers that the kernel saved for this program.
+        unsafe { (*self.regs).rsp }
+    }
 }
 impl Probed for ProbeContext {
     const KIND: u32 = unwind::kind::KPROBE;

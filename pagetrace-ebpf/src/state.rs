@@ -13,7 +13,7 @@ use pagetrace_ebpf::wire::{Header, counter, lock::MAX_HELD, setting};
 
 use crate::kernel::{current, member};
 
-pub(crate) use pagetrace_ebpf::wire::task::{Access, OpenWalk, Slot, Task};
+pub(crate) use pagetrace_ebpf::wire::task::{Access, OpenFault, OpenWalk, Slot, Task};
 
 /// Bits of [`Task::flags`].
 pub(crate) mod flag {
@@ -23,8 +23,6 @@ pub(crate) mod flag {
     pub(crate) const WANTS_VMA: u32 = 1 << 1;
     /// Waits for a lock.
     pub(crate) const WAITING: u32 = 1 << 2;
-    /// Is inside the fault handler.
-    pub(crate) const FAULTING: u32 = 1 << 3;
     /// The stream of a recording has said who this task is.
     pub(crate) const TOLD: u32 = 1 << 4;
     /// [`Task::window`] has the stack of the violation that is being told: what an interrupt does must leave it alone.

@@ -9,17 +9,21 @@ use pagetrace_ebpf::wire::{
 
 use super::{
     before,
+    lock::held_now,
     settle::settle,
     violation::{emit, emit_vma, wanted},
 };
 use crate::{
-    kernel::{current_mm, describe_mm, member, nofault, predates_tracing, setting},
-    state::{Access, RECORDS, Task, count, fill_header, flag, holds, now, task, task_or_new},
+    kernel::{as_number, current_mm, describe_mm, member, nofault, predates_tracing, setting},
+    stacks::Probed,
+    state::{Access, OpenFault, RECORDS, Task, count, fill_header, flag, holds, now, task, task_or_new},
     stream, target,
 };
 
 /// Privilege level in `pt_regs.cs`.
 const CPL_MASK: u64 = 3;
+/// `FAULT_FLAG_VMA_LOCK` (include/linux/mm_types.h); no flag has this bit before 6.4.
+const VMA_LOCK: u32 = 0x1000;
 /// Of pages of 4 KiB.
 const PAGE_SHIFT: u32 = 12;
 
@@ -148,7 +152,7 @@ pub(crate) fn on_handler_locked(vma: u64) {
 
 /// `handle_mm_fault` was entered. `regs` is null when get_user_pages calls.
 #[inline(always)]
-pub(crate) fn on_fault(vma: u64, address: u64, flags: u32, regs: u64) {
+pub(crate) fn on_fault(ctx: &impl Probed, vma: u64, address: u64, flags: u32, regs: u64) {
     let known = task();
     if setting(setting::VMA_BY_RETURN) == 0
         && let Some(task) = known
@@ -166,54 +170,98 @@ pub(crate) fn on_fault(vma: u64, address: u64, flags: u32, regs: u64) {
     if setting(setting::TRACE) == 0 {
         return;
     }
+    begin(as_number(ctx.on_stack()).unwrap_or(0), vma, address, flags, regs);
+}
+
+/// Keeps what is known of a fault until its end.
+#[inline(always)]
+fn begin(frame: u64, vma: u64, address: u64, flags: u32, regs: u64) {
     let mm: u64 = member(vma, setting::VMA_MM).unwrap_or(0);
     if !target::traced(mm) {
         return;
     }
     let Some(task) = task_or_new() else { return };
-    task.fault_mm = mm;
-    task.fault_address = address;
-    task.fault_flags = flags;
-    task.fault_ip = 0;
-    task.fault_mode = mode::REMOTE;
+    let mut held = task.depth + task.overflow;
+    let (mut ip, mut mode) = (0, mode::REMOTE);
     if regs != 0 {
-        task.fault_ip = member(regs, setting::REGS_IP).unwrap_or(0);
+        if flags & VMA_LOCK == 0 {
+            // The handler's own.
+            held = held.saturating_sub(1);
+        }
+        ip = member(regs, setting::REGS_IP).unwrap_or(0);
         let cs: u64 = member(regs, setting::REGS_CS).unwrap_or(0);
-        task.fault_mode = if cs & CPL_MASK != 0 { mode::USER } else { mode::KERNEL };
+        mode = if cs & CPL_MASK != 0 { mode::USER } else { mode::KERNEL };
     }
-    task.flags |= flag::FAULTING;
-    task.fault_since = now();
+    // No handler is below user mode, nor below one that was called farther out: the end of such a fault was not seen.
+    let over = |fault: &OpenFault| mode == mode::USER || fault.frame <= frame;
+    if task.fault_depth == 2 && over(&task.faults[1]) {
+        count(counter::FAULT_END_MISSED);
+        task.fault_depth = 1;
+    }
+    if task.fault_depth == 1 && over(&task.faults[0]) {
+        count(counter::FAULT_END_MISSED);
+        task.fault_depth = 0;
+    }
+    let [outer, inner] = &mut task.faults;
+    let place = match task.fault_depth {
+        0 => outer,
+        1 => inner,
+        _ => return count(counter::FAULT_END_MISSED),
+    };
+    *place = OpenFault { since: now(), address, ip, mm, frame, flags, mode, held, pad: 0 };
+    task.fault_depth += 1;
 }
 
-/// `handle_mm_fault` returned.
+/// `handle_mm_fault` returned. The program may have been left out when a fault within this one ended.
 #[inline(always)]
-pub(crate) fn on_fault_end(result: u32) {
+pub(crate) fn on_fault_end(ctx: &impl Probed, result: u32) {
     let Some(task) = task() else { return };
-    if task.flags & flag::FAULTING == 0 {
+    if task.fault_depth == 0 {
         return;
     }
-    task.flags &= !flag::FAULTING;
-    let duration = now().wrapping_sub(task.fault_since);
-    if duration < setting(setting::MIN_FAULT_NS) {
+    let frame = as_number(ctx.on_stack()).unwrap_or(0);
+    let [outer, inner] = &task.faults;
+    let fault = if task.fault_depth == 2 && is_at(inner, frame) {
+        task.fault_depth = 1;
+        *inner
+    } else if is_at(outer, frame) {
+        if task.fault_depth == 2 {
+            count(counter::FAULT_END_MISSED);
+        }
+        task.fault_depth = 0;
+        *outer
+    } else {
+        // One that nobody wanted to know of, or there was no room for.
         return;
+    };
+    let duration = now().wrapping_sub(fault.since);
+    if duration >= setting(setting::MIN_FAULT_NS) {
+        emit_fault(&fault, duration, result);
     }
-    emit_fault(task, duration, result);
+}
+
+/// Whether a handler that was called from there returns to here: the stack pointer is that of the call, but for the return address and
+/// what the probe itself puts there.
+#[inline(always)]
+fn is_at(fault: &OpenFault, frame: u64) -> bool {
+    const NEAR: u64 = 64;
+    frame.wrapping_sub(fault.frame).wrapping_add(NEAR) < 2 * NEAR
 }
 
 #[inline(always)]
-fn emit_fault(task: &mut Task, duration: u64, result: u32) {
+fn emit_fault(fault: &OpenFault, duration: u64, result: u32) {
     let Some(mut entry) = RECORDS.reserve::<Fault>(0) else { return count(counter::RING_FULL) };
     // SAFETY: every field is written below before the record is submitted.
     let record = unsafe { &mut *entry.as_mut_ptr() };
     fill_header(&mut record.header, kind::FAULT);
-    describe_mm(task.fault_mm, &mut record.mm);
-    record.address = task.fault_address;
-    record.ip = task.fault_ip;
+    describe_mm(fault.mm, &mut record.mm);
+    record.address = fault.address;
+    record.ip = fault.ip;
     record.duration = duration;
-    record.fault_flags = task.fault_flags;
+    record.fault_flags = fault.flags;
     record.result = result;
-    record.mode = task.fault_mode;
-    record.held = task.depth + task.overflow;
+    record.mode = fault.mode;
+    record.held = fault.held;
     entry.submit(stream::wake());
 }
 
@@ -224,12 +272,8 @@ pub(crate) fn on_exception_only(address: u64, regs: u64, error: u64, mode: u32) 
     if address >> 63 != 0 || mm == 0 || nofault() || !target::traced(mm) {
         return;
     }
-    let Some(task) = task_or_new() else { return };
-    task.fault_mm = mm;
-    task.fault_address = address;
-    task.fault_ip = member(regs, setting::REGS_IP).unwrap_or(0);
+    let ip = member(regs, setting::REGS_IP).unwrap_or(0);
     // FAULT_FLAG_WRITE is bit 0, the error code's write bit is bit 1.
-    task.fault_flags = (error >> 1 & 1) as u32;
-    task.fault_mode = mode;
-    emit_fault(task, u64::MAX, 0);
+    let flags = (error >> 1 & 1) as u32;
+    emit_fault(&OpenFault { since: 0, address, ip, mm, frame: 0, flags, mode, held: held_now(), pad: 0 }, u64::MAX, 0);
 }

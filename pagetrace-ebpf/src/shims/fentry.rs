@@ -105,13 +105,13 @@ pub(crate) fn fx_lock_mm_and_find_vma(ctx: FExitContext) -> i32 {
 
 #[fentry]
 pub(crate) fn fe_handle_mm_fault(ctx: FEntryContext) -> i32 {
-    fault::on_fault(ctx.arg(0), ctx.arg(1), ctx.arg(2), ctx.arg(3));
+    fault::on_fault(&ctx, ctx.arg(0), ctx.arg(1), ctx.arg(2), ctx.arg(3));
     0
 }
 
 #[fexit]
 pub(crate) fn fx_handle_mm_fault(ctx: FExitContext) -> i32 {
-    fault::on_fault_end(ctx.arg(4));
+    fault::on_fault_end(&ctx, ctx.arg(4));
     0
 }
 

@@ -114,13 +114,13 @@ pub(crate) fn kr_lock_mm_and_find_vma(ctx: RetProbeContext) -> u32 {
 
 #[kprobe]
 pub(crate) fn kp_handle_mm_fault(ctx: ProbeContext) -> u32 {
-    fault::on_fault(arg(&ctx, 0), arg(&ctx, 1), arg(&ctx, 2) as u32, arg(&ctx, 3));
+    fault::on_fault(&ctx, arg(&ctx, 0), arg(&ctx, 1), arg(&ctx, 2) as u32, arg(&ctx, 3));
     0
 }
 
 #[kretprobe]
 pub(crate) fn kr_handle_mm_fault(ctx: RetProbeContext) -> u32 {
-    fault::on_fault_end(ctx.ret());
+    fault::on_fault_end(&ctx, ctx.ret());
     0
 }
 

@@ -65,4 +65,6 @@ counters! {
     RETURN_SETTLED = 25, "return_settled";
     /// The return of a lock function was not seen, and the lock's words told what it came to, for the lock order.
     ORDER_RETURN_SETTLED = 26, "order_return_settled";
+    /// The end of a page fault was not seen, or it came within more others than there is room for: it was not told.
+    FAULT_END_MISSED = 27, "fault_end_missed";
 }

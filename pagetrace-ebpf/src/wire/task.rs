@@ -37,6 +37,30 @@ wire! {
 }
 
 wire! {
+    /// A page fault that is being handled.
+    pub struct OpenFault {
+        /// When that began, nanoseconds of `CLOCK_MONOTONIC`.
+        pub since: u64,
+        /// The address.
+        pub address: u64,
+        /// The instruction.
+        pub ip: u64,
+        /// The address space.
+        pub mm: u64,
+        /// Where on the stack its handler was called, so that its end is not taken for another's.
+        pub frame: u64,
+        /// `FAULT_FLAG_*` bits.
+        pub flags: u32,
+        /// One of [`super::fault::mode`].
+        pub mode: u32,
+        /// mmap locks held when it came, besides the handler's own.
+        pub held: u32,
+        /// Explicit padding.
+        pub pad: u32,
+    }
+}
+
+wire! {
     /// The access of a violation that is being told.
     pub struct Access {
         /// The accessed address space.
@@ -71,8 +95,8 @@ wire! {
         pub mm: u64,
         /// A number of the event at hand.
         pub number: u32,
-        /// Explicit padding.
-        pub pad: u32,
+        /// Page faults that are being handled: one handler can cause another.
+        pub fault_depth: u32,
         /// Address of the exception whose lock attempt is waited for.
         pub pending_address: u64,
         /// Its instruction.
@@ -83,18 +107,8 @@ wire! {
         pub wait_mm: u64,
         /// Since when, nanoseconds of `CLOCK_MONOTONIC`.
         pub wait_since: u64,
-        /// When the fault that is handled began, nanoseconds of `CLOCK_MONOTONIC`.
-        pub fault_since: u64,
-        /// Its address.
-        pub fault_address: u64,
-        /// Its instruction.
-        pub fault_ip: u64,
-        /// Its address space.
-        pub fault_mm: u64,
-        /// Its `FAULT_FLAG_*` bits.
-        pub fault_flags: u32,
-        /// One of [`super::fault::mode`].
-        pub fault_mode: u32,
+        /// Page faults that are being handled, outermost first.
+        pub faults: [OpenFault; 2],
         /// Walks that have not ended, outermost first.
         pub walks: [OpenWalk; 2],
         /// Locks held, outermost first.

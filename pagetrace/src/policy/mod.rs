@@ -191,8 +191,12 @@ impl Policy {
         }
         let order_counts = self.require_known_order && new_edges.is_some_and(|new| new != 0);
         if order_counts {
-            because
-                .push(format!("edges of the lock order that the baseline does not know: {}", new_edges.unwrap_or(0)));
+            let new = new_edges.unwrap_or(0);
+            because.push(format!("edges of the lock order that the baseline does not know: {new}"));
+        }
+        let blind = self.require_known_order && report.order.is_none();
+        if blind {
+            because.push("the lock order was not watched: --require-known-order needs a run with --order".to_owned());
         }
         because.extend(expired.iter().map(|entry| format!("the baseline's entry {entry}")));
         let lost = !report.coverage.incomplete_because.is_empty();
@@ -200,6 +204,8 @@ impl Policy {
             Decision::Fail
         } else if lost && (self.require_coverage || report.verdict == Verdict::Incomplete) {
             because.push("something was lost that could have hidden findings that count".to_owned());
+            Decision::Incomplete
+        } else if blind {
             Decision::Incomplete
         } else {
             if lost {

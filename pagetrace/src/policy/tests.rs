@@ -160,6 +160,10 @@ fn edges_of_the_order_are_new_or_known() {
     assert_eq!(outcome.because, ["edges of the lock order that the baseline does not know: 1"]);
     let (outcome, new) = run(known(2), true);
     assert_eq!((outcome.result, outcome.new_edges, new), (Decision::Pass, Some(0), vec![Some(false), Some(false)]));
+    // An order that nobody watched is not known.
+    let mut unwatched = report(&[], None);
+    Policy { baseline: Some(known(1)), require_known_order: true, ..Policy::default() }.apply(&mut unwatched, today());
+    assert_eq!(unwatched.policy.unwrap().result, Decision::Incomplete);
     // What the kernel is known to do rightly is not news.
     let mut legal = order.clone();
     legal.edges[1].known = Some("fork".into());

@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
 
 use super::{
     Fixtures, Tally, report,
@@ -37,6 +38,9 @@ pub fn run(tool: &Tool, host: bool, fixtures: Fixtures, tally: &mut Tally) {
         code(&ended, 0)?;
         report::is_clean(&report::parse(&ended.stdout)?)
     });
+    if fixtures.module {
+        tally.case("trace/nested-faults", || nested_faults(tool));
+    }
     tally.case("caller/no-such-pid", || no_such_pid(tool));
     tally.case("caller/not-root", || not_root(tool));
     tally.case("caller/sigint", || sigint(tool));
@@ -71,6 +75,36 @@ fn shortcuts(tool: &Tool) -> Result<()> {
         let enough = if by.is_some_and(|event| event["attach"] == "kprobe") { 0 } else { 1500 };
         ensure!(checked >= enough, "only {checked} acquisitions were known by a shortcut");
     }
+    Ok(())
+}
+
+/// A fault that is taken while another is handled is told, and so is the other, each with its own end.
+fn nested_faults(tool: &Tool) -> Result<()> {
+    const CASE: &str = "fault-fault";
+    let mut command = tool.command(&["trace", "--format", "json", "--"]);
+    command.arg(&tool.fixture).args(["kmod", CASE]);
+    let ended = tool.run(command)?;
+    ensure!(ended.log.contains(&format!("kmod {CASE}: ok")), "not exercised: {}", tail(&ended.log));
+    let events: Vec<Value> = ended.stdout.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let page = format!("{:#x}", cases::page_of(CASE).context("every case has a page")? + cases::OFFSET);
+    let of = |event: &&Value| {
+        event["comm"] == cases::comm_of(CASE) && event["event"] == "fault" && event["mode"] == "kernel"
+    };
+    let user = events.iter().find(|event| event["event"] == "fault" && event["mode"] == "user" && event["held"] != 0);
+    ensure!(user.is_none(), "no lock is held by anybody but the handler: {user:?}");
+    let outer = events.iter().filter(of).find(|event| event["address"] != page);
+    let outer = outer.with_context(|| format!("the first fault was not told: {}", tail(&ended.stderr)))?;
+    ensure!(outer["held"] == 0, "the first fault is nobody's mistake: {outer}");
+    let Some(inner) = events.iter().filter(of).find(|event| event["address"] == page) else {
+        // Old kernels see as many returns of one function at a time as they have processors, and then it is counted.
+        ensure!(ended.stderr.contains("fault_end_missed"), "no fault at {page} was told: {}", tail(&ended.stderr));
+        return Ok(());
+    };
+    ensure!(inner["held"] == 1, "the lock of the first fault's handler is held: {inner}");
+    let end = |event: &Value| event["time_ns"].as_u64();
+    let begin = |event: &Value| Some(event["time_ns"].as_u64()?.saturating_sub(event["latency_ns"].as_u64()?));
+    let around = begin(outer) < begin(inner) && end(inner) < end(outer);
+    ensure!(around, "one is not around the other: {outer} and {inner}");
     Ok(())
 }
 

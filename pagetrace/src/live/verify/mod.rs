@@ -56,7 +56,8 @@ const LONG_AGO: u64 = 1_000_000_000;
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Counters behind which a fault may be hidden, or a process that was to be followed.
-const HIDES: [&str; 5] = ["ring_full", "task_map_full", "target_map_full", "kernel_read_failed", "recursion_misses"];
+const HIDES: [&str; 6] =
+    ["ring_full", "task_map_full", "target_map_full", "kernel_read_failed", "fault_end_missed", "recursion_misses"];
 
 /// What is asked for.
 #[derive(Debug, Clone, Default)]
