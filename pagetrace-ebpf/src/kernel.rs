@@ -91,16 +91,21 @@ pub(crate) fn nofault() -> bool {
 #[map]
 static ATTACHED_AT: Array<u64> = Array::with_max_entries(1, 0);
 
+#[inline(always)]
+fn attached_at() -> u64 {
+    ATTACHED_AT.get(0).copied().unwrap_or(0)
+}
+
 /// Whether every hook is attached.
 #[inline(always)]
 pub(crate) fn all_attached() -> bool {
-    ATTACHED_AT.get(0).is_some_and(|at| *at != 0)
+    attached_at() != 0
 }
 
 /// Whether the current task is older than the tracing.
 #[inline(always)]
 pub(crate) fn predates_tracing() -> bool {
-    let attached = ATTACHED_AT.get(0).copied().unwrap_or(0);
+    let attached = attached_at();
     attached == 0 || member::<u64>(current(), setting::TASK_START).is_some_and(|start| start < attached)
 }
 

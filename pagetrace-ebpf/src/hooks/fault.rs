@@ -9,7 +9,7 @@ use pagetrace_ebpf::wire::{
 
 use super::{
     before,
-    lock::held_now,
+    lock::{held_by, held_now},
     settle::settle,
     violation::{emit, emit_vma, wanted},
 };
@@ -181,7 +181,7 @@ fn begin(frame: u64, vma: u64, address: u64, flags: u32, regs: u64) {
         return;
     }
     let Some(task) = task_or_new() else { return };
-    let mut held = task.depth + task.overflow;
+    let mut held = held_by(task);
     let (mut ip, mut mode) = (0, mode::REMOTE);
     if regs != 0 {
         if flags & VMA_LOCK == 0 {

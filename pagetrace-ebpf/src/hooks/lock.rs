@@ -17,7 +17,7 @@ use super::{settle::settle, violation};
 use crate::{
     kernel::{all_attached, current_mm, describe_mm, predates_tracing, setting},
     stacks::{Probed, stack_id},
-    state::{RECORDS, Slot, Task, anew, count, fill_header, flag, holds, now, slot, task, task_or_new, through},
+    state::{RECORDS, Slot, Task, anew, count, fill_header, flag, now, slot, task, task_or_new, through},
     stream, target,
 };
 
@@ -325,5 +325,11 @@ fn emit_hold(ended: &Slot) {
 /// Whether the current task holds a lock, for records that say so.
 #[inline(always)]
 pub(crate) fn held_now() -> u32 {
-    task().map_or(0, |task| if holds(task) { task.depth + task.overflow } else { 0 })
+    task().map_or(0, |task| held_by(task))
+}
+
+/// How many mmap locks a task holds.
+#[inline(always)]
+pub(crate) fn held_by(task: &Task) -> u32 {
+    task.depth + task.overflow
 }
