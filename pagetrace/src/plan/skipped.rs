@@ -3,7 +3,10 @@
 //! Not every skipped call can hide a violation. Which can is decided here, from what the plan uses the program for; the
 //! counting is the loader's.
 
-use super::{Event, Plan};
+use super::{
+    Event, Plan,
+    ways::{tells_of_children, tells_of_children_usually},
+};
 
 /// What a skipped call of a program means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,19 +38,13 @@ fn hides(plan: &Plan, program: &str) -> Hides {
     match users.as_slice() {
         [Event::TaskLife] if program.ends_with("sched_process_free") => Hides::TaskEnd,
         [Event::TaskLife] if tells_of_children(program) && twice_told(plan) => {
-            Hides::Child { first: program.ends_with(FORK) }
+            Hides::Child { first: tells_of_children_usually(program) }
         }
         [Event::FaultKind] => Hides::FaultKind,
         [Event::UserBoundary] if program.ends_with("sys_exit") => Hides::Leaving,
         [Event::UserBoundary] => Hides::Entering,
         _ => Hides::Event,
     }
-}
-
-const FORK: &str = "sched_process_fork";
-
-fn tells_of_children(program: &str) -> bool {
-    [FORK, "task_newtask", "wake_up_new_task"].iter().any(|name| program.ends_with(name))
 }
 
 /// Whether two programs tell of a child.

@@ -57,10 +57,22 @@ fn same(kind: ProgramType, target: &str, stage: Stage) -> Probe {
     probe(kind, target, target, stage)
 }
 
+/// Tracepoint that tells of a child (kernel/fork.c, `kernel_clone`).
+const FORK: &str = "sched_process_fork";
 /// Tracepoint that tells of a child a little before `sched_process_fork` does (kernel/fork.c, `copy_process`).
 const NEW_TASK: &str = "task_newtask";
 /// Function that every child passes through a little later (kernel/sched/core.c).
 const WAKE_NEW_TASK: &str = "wake_up_new_task";
+
+/// Whether a program tells of children.
+pub(super) fn tells_of_children(program: &str) -> bool {
+    tells_of_children_usually(program) || [NEW_TASK, WAKE_NEW_TASK].iter().any(|name| program.ends_with(name))
+}
+
+/// Whether it is the one that does so everywhere.
+pub(super) fn tells_of_children_usually(program: &str) -> bool {
+    program.ends_with(FORK)
+}
 
 /// The program that tells of children besides the one of `sched_process_fork`, where that one can be skipped: two are hardly ever
 /// skipped for the same child, and a kprobe never is by a task that was preempted in it.
@@ -151,7 +163,7 @@ pub(super) fn ways(kernel: &dyn KernelView, event: Event, attach: Attach, trace:
         // Each function is asked about by itself, in `access` and `order`.
         Event::UserAccess | Event::SleepingLock => None,
         Event::TaskLife => {
-            let mut probes = tp(&["sched_process_fork", "sched_process_exec", "sched_process_free"], Stage::TaskLife)?;
+            let mut probes = tp(&[FORK, "sched_process_exec", "sched_process_free"], Stage::TaskLife)?;
             probes.extend(tracepoint(attach).and_then(|kind| second_of_children(kernel, kind)));
             Some(probes)
         }
