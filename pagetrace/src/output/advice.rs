@@ -1,13 +1,6 @@
 //! The sentences of a finding: what happened, why it is dangerous, what to do.
 
-use crate::analysis::{Class, Finding, HeldLock, LockMode, Relation, Severity};
-
-fn mode(lock: &HeldLock) -> &'static str {
-    match lock.mode {
-        LockMode::Read => "read",
-        LockMode::Write => "write",
-    }
-}
+use crate::analysis::{Class, Finding, HeldLock, Relation, Severity};
 
 fn whose(lock: &HeldLock) -> String {
     match (lock.relation, &lock.mm.owner) {
@@ -25,7 +18,7 @@ pub fn summary(finding: &Finding) -> String {
         None => "accessed",
     };
     let locks: Vec<String> =
-        finding.locks.iter().map(|lock| format!("{} (held for {})", whose(lock), mode(lock))).collect();
+        finding.locks.iter().map(|lock| format!("{} (held for {})", whose(lock), lock.mode.name())).collect();
     let locks = if locks.is_empty() { "mmap locks".to_owned() } else { locks.join(" and ") };
     let fault = match finding.class {
         Class::FaultUnderLock | Class::LockOrder | Class::Deadlock => " and took a page fault",

@@ -208,7 +208,6 @@ fn reported_lock(lock: &Lock, names: &Symbolizer, fields: &LockFields) -> Report
 
 /// What a lock's class is called in a fingerprint: without what is chance in its name.
 fn identity(lock: &Lock, reported: &ReportedLock, names: &Symbolizer) -> String {
-    let mode = if lock.mode == LockMode::Read { "read" } else { "write" };
     let class = match reported.name.by {
         NamedBy::Address => {
             let taken = Stack { role: Role::Lock, frames: &reported.stack };
@@ -222,7 +221,7 @@ fn identity(lock: &Lock, reported: &ReportedLock, names: &Symbolizer) -> String 
         }
         _ => reported.name.text.clone(),
     };
-    format!("{mode} {class}")
+    format!("{} {class}", lock.mode.name())
 }
 
 impl ReportedEdge {
@@ -248,14 +247,10 @@ impl ReportedEdge {
             known: edge.known.map(|known| known.what.into()),
         }
     }
-}
 
-impl ReportedEdge {
     /// What it is, without whose locks they were.
     pub fn title(&self) -> String {
-        let end = |lock: &ReportedLock| {
-            format!("{} ({})", lock.name.text, if lock.mode == LockMode::Read { "read" } else { "write" })
-        };
+        let end = |lock: &ReportedLock| format!("{} ({})", lock.name.text, lock.mode.name());
         format!("{} -> {}", end(&self.held), end(&self.wanted))
     }
 }

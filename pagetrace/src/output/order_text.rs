@@ -14,13 +14,6 @@ use crate::analysis::{
 /// Width of a column of the scenario.
 const COLUMN: usize = 44;
 
-fn mode(mode: LockMode) -> &'static str {
-    match mode {
-        LockMode::Read => "read",
-        LockMode::Write => "write",
-    }
-}
-
 /// Writes an inversion.
 pub(super) fn write(out: &mut String, number: usize, inversion: &ReportedInversion, style: Style) -> fmt::Result {
     let ReportedInversion { class, severity, summary, cycle: edges, .. } = inversion;
@@ -57,9 +50,9 @@ fn write_edge(out: &mut String, step: usize, edge: &ReportedEdge) -> fmt::Result
         task.pid,
         task.tid,
         whose(wanted),
-        mode(wanted.mode),
+        wanted.mode.name(),
         whose(held),
-        mode(held.mode),
+        held.mode.name(),
     )?;
     writeln!(
         out,
@@ -97,11 +90,11 @@ fn scenario(out: &mut String, shape: Shape, edges: &[ReportedEdge]) -> fmt::Resu
     let letters = 'A'..='Z';
     row(out, edges.iter().zip(letters).map(|(edge, letter)| format!("{letter}, as {}", edge.task.comm)).collect())?;
     for (turn, edge) in edges.iter().enumerate() {
-        let cell = format!("holds {} ({})", lock(&edge.held), mode(edge.held.mode));
+        let cell = format!("holds {} ({})", lock(&edge.held), edge.held.mode.name());
         row(out, vec![String::new(); turn].into_iter().chain([cell]).collect())?;
     }
     for (turn, edge) in edges.iter().enumerate() {
-        let cell = format!("waits for {} ({})", lock(&edge.wanted), mode(edge.wanted.mode));
+        let cell = format!("waits for {} ({})", lock(&edge.wanted), edge.wanted.mode.name());
         row(out, vec![String::new(); turn].into_iter().chain([cell]).collect())?;
     }
     let readers = edges.iter().any(|edge| edge.held.mode == LockMode::Read && edge.held.kind == "rwsem");

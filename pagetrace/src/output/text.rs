@@ -13,7 +13,7 @@ use super::{
     report::{Command, Lock, Owner, Report, ReportedFinding},
 };
 use crate::{
-    analysis::{Class, LockMode, Relation, Severity, Verdict},
+    analysis::{Class, Relation, Severity, Verdict},
     symbolize::Frame,
 };
 
@@ -306,10 +306,7 @@ fn write_lock(out: &mut String, lock: &Lock) -> fmt::Result {
         Relation::Own => "the faulting mm itself",
         Relation::Foreign => "another mm",
     };
-    let mode = match lock.mode {
-        LockMode::Read => "read",
-        LockMode::Write => "write",
-    };
+    let mode = lock.mode.name();
     let mut notes = String::new();
     if lock.trylock {
         notes.push_str(", by trylock");
