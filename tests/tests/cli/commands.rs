@@ -1,11 +1,11 @@
 //! Commands run under `check`: codes handed on, reports that can be read.
 
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Result, ensure};
 use serde_json::json;
 
-use super::run::{Running, Scratch, binary, pagetrace, root, run};
+use super::run::{Running, Scratch, binary, pagetrace, prepared, root, run};
 
 #[test]
 fn a_clean_run_ends_with_the_commands_own_code() -> Result<()> {
@@ -42,10 +42,8 @@ fn a_starter_that_ignores_ends_of_children_changes_nothing() -> Result<()> {
     }
     let ignoring = |args: &[&str]| {
         let mut command = Command::new("env");
-        command.arg("--ignore-signal=CHLD").arg(binary()?).args(args);
-        command.env_remove("SUDO_UID").env_remove("SUDO_GID");
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        Running::start(&mut command)?.end()
+        command.arg("--ignore-signal=CHLD").arg(binary()?);
+        Running::start(&mut prepared(command, args))?.end()
     };
     ignoring(&["check", "--", "/nonexistent"])?.exits(127)?.says("/nonexistent")?.silent()?;
     ignoring(&["check", "--", "sh", "-c", "exit 7"])?.exits(7)?;

@@ -101,10 +101,14 @@ impl From<Output> for Ran {
 
 /// A command line.
 pub(crate) fn pagetrace(args: &[&str]) -> Result<Command> {
-    let mut command = Command::new(binary()?);
+    Ok(prepared(Command::new(binary()?), args))
+}
+
+/// Any command, with these arguments too, in an environment that says nothing to pagetrace and with its output kept.
+pub(crate) fn prepared(mut command: Command, args: &[&str]) -> Command {
     command.args(args).env_remove("RUST_LOG").env_remove("NO_COLOR").env_remove("SUDO_UID").env_remove("SUDO_GID");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    Ok(command)
+    command
 }
 
 /// Runs it to its end.
