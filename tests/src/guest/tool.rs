@@ -196,6 +196,27 @@ pub fn wait_for_child(parent: u32, limit: Duration) -> Result<u32> {
     bail!("pagetrace started no command in {} s", limit.as_secs())
 }
 
+/// Waits until every thread of a process is stopped.
+///
+/// # Errors
+/// When one is not, in time.
+pub fn await_stopped(pid: u32, limit: Duration) -> Result<()> {
+    let since = Instant::now();
+    let tasks = format!("/proc/{pid}/task");
+    while since.elapsed() < limit {
+        let mut all = fs::read_dir(&tasks).with_context(|| format!("cannot list {tasks}"))?.flatten();
+        // The state is the first field behind the name.
+        if all.all(|task| {
+            let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            stat.rsplit(')').next().is_some_and(|fields| fields.trim_start().starts_with('T'))
+        }) {
+            return Ok(());
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    bail!("process {pid} was not stopped in {} s", limit.as_secs())
+}
+
 /// Kills a process that [`wait_for_child`] found, if it is still there.
 pub fn end(pid: u32) {
     let Ok(pid) = i32::try_from(pid) else { return };

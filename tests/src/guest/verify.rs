@@ -1,14 +1,23 @@
 //! `pagetrace verify` of a program whose pages come and go in every way on purpose: all of it has to be explained, each way by what it
 //! is; and a fault that is kept from the comparison, or lost, has to show.
 
+use std::{
+    fs::{self, OpenOptions},
+    os::unix::fs::FileExt as _,
+    path::Path,
+    process::Child,
+    thread,
+    time::{Duration, Instant},
+};
+
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use super::{
     Tally, report,
-    tool::{Ended, LIMIT, Tool, tail},
+    tool::{self, Ended, LIMIT, Tool, tail},
 };
-use crate::fixture::presence::TOUCHED;
+use crate::fixture::{presence::TOUCHED, unwatched};
 
 /// Explanations that the fixture's pages must have, with the least number of each.
 const PRESENT: [(&str, u64); 6] = [
@@ -37,7 +46,10 @@ fn verify(tool: &Tool, options: &[&str], words: &[&str]) -> Result<(Value, Ended
     if words == ["presence"] {
         command.arg(&file);
     }
-    let ended = tool.finish(tool.start(command)?, LIMIT)?;
+    judged(tool.run(command)?)
+}
+
+fn judged(ended: Ended) -> Result<(Value, Ended)> {
     let document: Value = serde_json::from_str(&ended.stdout)
         .with_context(|| format!("no JSON; ended with {}: {}", ended.status, tail(&ended.stderr)))?;
     ensure!(report::text(&document["schema"]) == "pagetrace.verify/1", "the schema is {}", document["schema"]);
@@ -120,11 +132,42 @@ fn withheld(tool: &Tool) -> Result<()> {
 
 /// What finds no room must not look like a page without an explanation, nor like an explained one.
 fn lost(tool: &Tool) -> Result<()> {
-    // Without a system call in between, at which the reader could catch up.
-    let (document, ended) = verify(tool, &["--ring-bytes", "4096"], &["plain-faults", "20000"])?;
+    let word = tool.path("word");
+    fs::write(&word, [0]).with_context(|| format!("cannot write {}", word.display()))?;
+    let mut command = tool.command(&["verify", "--format", "json", "--ring-bytes", "4096"]);
+    command.arg("--").arg(&tool.fixture).arg("unwatched").arg(&word).arg("1000");
+    let child = tool.start(command)?;
+    let unwatched = stand_still(&child, &word);
+    let (document, ended) = judged(tool.finish(child, LIMIT)?)?;
+    unwatched.with_context(|| format!("stderr: {}", tail(&ended.stderr)))?;
+    ensure!(ended.log.contains("unwatched: ok"), "not exercised: {}; {}", tail(&ended.log), tail(&ended.stderr));
     let code = ended.status.code();
     let lost = document["loss"]["ring_full"].as_u64().unwrap_or(0);
-    ensure!(lost > 0, "nothing was lost: {}", short(&document));
+    // A page of ring has no room for a hundred of them.
+    ensure!(lost >= 900, "only {lost} of 1000 faults were lost: {}", short(&document));
     ensure!(code == Some(4) && document["outcome"] == "incomplete", "ended with {code:?}: {}", short(&document));
+    Ok(())
+}
+
+/// Stops pagetrace while its command takes its faults. It goes on in any case.
+fn stand_still(pagetrace: &Child, word: &Path) -> Result<()> {
+    await_word(word, unwatched::READY)?;
+    tool::signal(pagetrace, libc::SIGSTOP)?;
+    let faulted = tool::await_stopped(pagetrace.id(), LIMIT).and_then(|()| {
+        // In place: cut to nothing, even for a moment, the file would be gone under the fixture's mapping.
+        let file = OpenOptions::new().write(true).open(word).context("cannot open the word")?;
+        file.write_all_at(&[unwatched::GO], 0).context("cannot write the word")?;
+        await_word(word, unwatched::DONE)
+    });
+    tool::signal(pagetrace, libc::SIGCONT)?;
+    faulted
+}
+
+fn await_word(path: &Path, wanted: u8) -> Result<()> {
+    let since = Instant::now();
+    while fs::read(path).with_context(|| format!("cannot read {}", path.display()))? != [wanted] {
+        ensure!(since.elapsed() < Duration::from_secs(60), "the fixture never said {wanted}");
+        thread::sleep(Duration::from_millis(5));
+    }
     Ok(())
 }
