@@ -3,15 +3,20 @@
 //! State is keyed by the address of the `task_struct`, so a reused process id never meets old state, and it goes
 //! when the kernel frees the task. Only the task itself touches its state, in process context or in an interrupt
 //! on top of it.
+//!
+//! The states lie in an array, each at the first free one of a few places that the address tells. Nearly always that is
+//! the first of all, which costs a comparison; looking an address up in a hash map costs as much as the rest of a lock
+//! event. Who puts the place into `TASK_OF` has it: the map's own lock decides between tasks that want the same.
 
 use aya_ebpf::{
+    bindings::BPF_NOEXIST,
     helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_smp_processor_id, bpf_ktime_get_ns},
     macros::map,
     maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
 use pagetrace_ebpf::wire::{Header, counter, lock::MAX_HELD, setting};
 
-use crate::kernel::{current, member};
+use crate::kernel::{current, member, setting};
 
 pub(crate) use pagetrace_ebpf::wire::task::{Access, OpenFault, OpenWalk, Slot, Task};
 
@@ -30,9 +35,17 @@ pub(crate) mod flag {
 }
 
 #[map]
-static TASKS: HashMap<u64, Task> = HashMap::with_max_entries(16384, 0);
+static TASKS: Array<Task> = Array::with_max_entries(16384, 0);
 
-/// An all-zero task: too large for the BPF stack, so new entries are copied from here.
+/// The place of each task that has state.
+#[map]
+static TASK_AT: HashMap<u64, u32> = HashMap::with_max_entries(16384, 0);
+
+/// The task that has a place.
+#[map]
+static TASK_OF: HashMap<u32, u64> = HashMap::with_max_entries(16384, 0);
+
+/// An all-zero task: too large for the BPF stack, so what is over is wiped with this.
 #[map]
 static EMPTY_TASK: Array<Task> = Array::with_max_entries(1, 0);
 
@@ -52,40 +65,96 @@ pub(crate) fn count(index: u32) {
     }
 }
 
+/// Places that are tried for a task. Half of all are free while there are as many tasks as the loader made room for, so that
+/// none of these is free for one task in four thousand million.
+const PLACES: u64 = 32;
+
+/// One of the places that a task's state can be at.
+#[inline(always)]
+fn place(task: u64, nth: u64) -> u32 {
+    let mixed = task.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+    let mixed = mixed.wrapping_add(nth.wrapping_mul(0x85eb_ca6b)) & 0xffff_ffff;
+    (mixed.wrapping_mul(setting(setting::TASK_PLACES)) >> 32) as u32
+}
+
+/// The state at a place, if it is the task's.
+#[inline(always)]
+fn state_at(place: u32, task: u64) -> Option<&'static mut Task> {
+    let state = TASKS.get_ptr_mut(place)?;
+    // SAFETY: the pointer is into the map. Another task's state is only asked whose it is.
+    let whose = unsafe { core::ptr::read_volatile(&raw const (*state).task) };
+    // SAFETY: it is this task's, and is so until the task is freed.
+    if whose == task { Some(unsafe { &mut *state }) } else { None }
+}
+
 /// State of the current task, when it has some.
 #[inline(always)]
 pub(crate) fn task() -> Option<&'static mut Task> {
-    let key = current();
-    // SAFETY: entries are deleted only when the task is freed, which the current task is not.
-    TASKS.get_ptr_mut(&key).map(|task| unsafe { &mut *task })
+    state_of(current())
 }
 
-/// State of any task, when it has some.
+/// State of any task, when it has some. The address must be a number to the verifier.
 #[inline(always)]
 pub(crate) fn state_of(task: u64) -> Option<&'static mut Task> {
-    // SAFETY: the caller is the hook that is about to delete the entry.
-    TASKS.get_ptr_mut(&task).map(|task| unsafe { &mut *task })
+    if let Some(state) = state_at(place(task, 0), task) {
+        return Some(state);
+    }
+    // SAFETY: the value is copied out at once.
+    let place = *unsafe { TASK_AT.get(&task) }?;
+    state_at(place, task)
 }
 
 /// State of the current task, made when it has none.
 #[inline(always)]
 pub(crate) fn task_or_new() -> Option<&'static mut Task> {
-    if let Some(task) = task() {
-        return Some(task);
-    }
-    let empty = EMPTY_TASK.get(0)?;
     let key = current();
-    if TASKS.insert(&key, empty, 0).is_err() {
-        count(counter::TASK_MAP_FULL);
-        return None;
+    if let Some(state) = state_of(key) {
+        return Some(state);
     }
-    task()
+    state_at(task_settles(key), key)
+}
+
+/// Finds a place for a task that has none, and tells it; `u32::MAX` when there is none.
+///
+/// An interrupt on top of this one may do the same for the same task: it comes to the same place, and nothing that it writes
+/// there is undone. A global function, as the verifier looks at those by themselves, once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn task_settles(task: u64) -> u32 {
+    for nth in 0..PLACES {
+        let place = place(task, nth);
+        let taken = TASK_OF.insert(&place, &task, BPF_NOEXIST.into()).is_ok()
+            // SAFETY: the value is copied out at once.
+            || unsafe { TASK_OF.get(&place) }.copied() == Some(task);
+        if !taken {
+            continue;
+        }
+        if TASK_AT.insert(&task, &place, 0).is_err() {
+            let _ = TASK_OF.remove(&place);
+            break;
+        }
+        // What was there before was wiped when it ended.
+        if let Some(state) = TASKS.get_ptr_mut(place) {
+            // SAFETY: the place is this task's, by the map above.
+            unsafe { core::ptr::write_volatile(&raw mut (*state).task, task) };
+        }
+        return place;
+    }
+    count(counter::TASK_MAP_FULL);
+    u32::MAX
 }
 
 /// Forgets a task that the kernel frees.
 #[inline(always)]
 pub(crate) fn forget(task: u64) {
-    let _ = TASKS.remove(&task);
+    // SAFETY: the value is copied out at once.
+    let Some(place) = unsafe { TASK_AT.get(&task) }.copied() else { return };
+    if let Some(empty) = EMPTY_TASK.get(0) {
+        let _ = TASKS.set(place, empty, 0);
+    }
+    let _ = TASK_AT.remove(&task);
+    // Last: from here on another task can have it.
+    let _ = TASK_OF.remove(&place);
 }
 
 /// One slot; the mask keeps the verifier sure that it lies in the array.

@@ -1,11 +1,12 @@
 //! A task's life: state ends with the task, children of the target are followed.
 
-use pagetrace_ebpf::wire::setting;
+use pagetrace_ebpf::wire::{counter, setting};
 
 use super::{leak, order};
 use crate::{
-    kernel::{current_mm, know_mm, member, setting},
-    state, stream, target,
+    kernel::{as_number, current_mm, know_mm, member, setting},
+    state::{self, count},
+    stream, target,
 };
 
 /// What comes a little earlier or later than `sched_process_fork`: where the kernel skips one of the two, the other sees the child.
@@ -41,6 +42,7 @@ pub(crate) fn on_exec() {
 /// `sched_process_free`: the task_struct's memory is about to be reused.
 #[inline(always)]
 pub(crate) fn on_free(task: u64) {
+    let Some(task) = as_number(task) else { return count(counter::READ_FAILED) };
     if stream::on() {
         stream::on_free(task);
     }

@@ -107,6 +107,8 @@ settings! {
     MIN_FAULT_NS,
     /// 1: remember the stack of every acquisition.
     LOCK_STACKS,
+    /// Tasks whose state there is room for, and so places for it.
+    TASK_PLACES,
     /// The tracer's own process id: its own faults and locks are not emitted by `trace`.
     SELF_TGID,
     /// `pt_regs.ip`.

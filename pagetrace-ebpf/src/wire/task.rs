@@ -1,4 +1,4 @@
-//! What the kernel side knows of a task: the values of the map `TASKS`, which userspace reads to see what is held now.
+//! What the kernel side knows of a task: the values of the array `TASKS`, which userspace reads to see what is held now.
 
 use super::{codec::wire, lock::MAX_HELD, seen::KEY_WORDS, unwind::WINDOW_ROOM};
 
@@ -81,6 +81,8 @@ wire! {
 wire! {
     /// All that is known of a task.
     pub struct Task {
+        /// Its `task_struct`; 0 where nobody's state is.
+        pub task: u64,
         /// Slots used.
         pub depth: u32,
         /// Locks held that found no slot.

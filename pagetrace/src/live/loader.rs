@@ -75,7 +75,8 @@ pub struct Attached {
     seen: HashMap<MapData, [u64; seen::KEY_WORDS], [u64; seen::VALUE_WORDS]>,
     edges: HashMap<MapData, [u64; order::KEY_WORDS], [u64; order::VALUE_WORDS]>,
     order_tasks: HashMap<MapData, u64, [u64; order::TASK_WORDS]>,
-    tasks: HashMap<MapData, u64, [u64; task::WORDS]>,
+    task_at: HashMap<MapData, u64, u32>,
+    tasks: Array<MapData, [u64; task::WORDS]>,
     /// What is attached for what.
     plan: Plan,
     /// Each once, in the order of attaching.
@@ -131,12 +132,17 @@ pub fn attach(
 ) -> Result<Attached, AttachError> {
     let begun = Instant::now();
     let btf = Btf::from_sys_fs()?;
+    let mut slots = settings.clone();
+    // The kernel side's idea of the array, and the array.
+    slots.set(setting::TASK_PLACES, u64::from(sizes.tasks));
     let mut loader = EbpfLoader::new();
     loader
         .btf(Some(&btf))
-        .override_global("SETTINGS", settings.slots(), true)
+        .override_global("SETTINGS", slots.slots(), true)
         .map_max_entries("RECORDS", sizes.ring_bytes)
-        .map_max_entries("TASKS", sizes.tasks);
+        .map_max_entries("TASKS", sizes.tasks)
+        .map_max_entries("TASK_AT", sizes.tasks)
+        .map_max_entries("TASK_OF", sizes.tasks);
     if settings.get(setting::MM_CACHE) != setting::NONE {
         loader.map_max_entries("KNOWN_MMS", 1);
     }
@@ -191,7 +197,8 @@ pub fn attach(
         seen: HashMap::try_from(map(&mut bpf, "SEEN")?)?,
         edges: HashMap::try_from(map(&mut bpf, "ORDER_EDGES")?)?,
         order_tasks: HashMap::try_from(map(&mut bpf, "ORDER_TASKS")?)?,
-        tasks: HashMap::try_from(map(&mut bpf, "TASKS")?)?,
+        task_at: HashMap::try_from(map(&mut bpf, "TASK_AT")?)?,
+        tasks: Array::try_from(map(&mut bpf, "TASKS")?)?,
         plan: plan.clone(),
         programs,
         learner: symbols.map(Learner::new).unwrap_or_default(),

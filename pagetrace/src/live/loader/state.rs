@@ -41,8 +41,10 @@ impl Attached {
     /// returned can be among them.
     pub fn holds(&self, task: u64) -> Vec<Slot> {
         // A task that holds nothing may have no state.
-        let state = undisturbed(|| self.tasks.get(&task, 0)).ok().and_then(|words| decoded::<Task>(&words));
-        state.map(|task| task.held().to_vec()).unwrap_or_default()
+        let Ok(place) = undisturbed(|| self.task_at.get(&task, 0)) else { return Vec::new() };
+        let state = undisturbed(|| self.tasks.get(&place, 0)).ok().and_then(|words| decoded::<Task>(&words));
+        // It may have ended meanwhile, and another task come to its place.
+        state.filter(|state| state.task == task).map(|state| state.held().to_vec()).unwrap_or_default()
     }
 
     /// The sleeping locks that tasks hold and want now, as far as the lock order follows them.
