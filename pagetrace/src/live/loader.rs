@@ -119,6 +119,21 @@ impl StackTable for StackTraceMap<MapData> {
 /// Records handed over at once: a storm must not keep the session from its other duties.
 const BATCH: usize = 16384;
 
+/// The kernel's types in the form that `aya` wants them in. Reading them takes a good part of a start: once is enough, however
+/// many plans the kernel refuses.
+#[derive(Debug)]
+pub struct Types(Btf);
+
+impl Types {
+    /// Reads them.
+    ///
+    /// # Errors
+    /// When they cannot be read or understood.
+    pub fn read() -> Result<Self, AttachError> {
+        Ok(Self(Btf::from_sys_fs()?))
+    }
+}
+
 /// Loads and attaches, in the plan's order.
 ///
 /// # Errors
@@ -129,15 +144,15 @@ pub fn attach(
     sizes: Sizes,
     targets: &[u64],
     symbols: Option<&Kallsyms>,
+    Types(btf): &Types,
 ) -> Result<Attached, AttachError> {
     let begun = Instant::now();
-    let btf = Btf::from_sys_fs()?;
     let mut slots = settings.clone();
     // The kernel side's idea of the array, and the array.
     slots.set(setting::TASK_PLACES, u64::from(sizes.tasks));
     let mut loader = EbpfLoader::new();
     loader
-        .btf(Some(&btf))
+        .btf(Some(btf))
         .override_global("SETTINGS", slots.slots(), true)
         .map_max_entries("RECORDS", sizes.ring_bytes)
         .map_max_entries("TASKS", sizes.tasks)
@@ -163,13 +178,13 @@ pub fn attach(
     let (accesses, rest): (Vec<&Probe>, Vec<&Probe>) =
         probes.iter().partition(|probe| probe.stage == Stage::UserAccess);
     let mut programs: Vec<String> = Vec::new();
-    load_all(&mut bpf, &accesses, &btf, &mut programs)?;
+    load_all(&mut bpf, &accesses, btf, &mut programs)?;
     let breakpoints = attach_accesses(&mut bpf, &accesses, symbols)?;
-    load_all(&mut bpf, &rest, &btf, &mut programs)?;
+    load_all(&mut bpf, &rest, btf, &mut programs)?;
     let loaded = begun.elapsed();
     if settings.get(setting::MM_CACHE) == setting::NONE {
         // Only on kernels whose slabs cannot be read.
-        iterate::find_address_spaces(&mut bpf, &btf)?;
+        iterate::find_address_spaces(&mut bpf, btf)?;
     }
     for probe in rest {
         attach_one(&mut bpf, probe, symbols).map_err(|why| refused(probe, &why))?;
@@ -184,7 +199,7 @@ pub fn attach(
     let mut attached_at = Array::<_, u64>::try_from(map(&mut bpf, "ATTACHED_AT")?)?;
     let now = monotonic_ns();
     undisturbed(|| attached_at.set(0, now, 0))?;
-    iterate::find_locked(&mut bpf, &btf)?;
+    iterate::find_locked(&mut bpf, btf)?;
     let mut distances = Array::<_, u64>::try_from(map(&mut bpf, "DISTANCES")?)?;
     // Right where a kprobe's stack pointer points.
     undisturbed(|| distances.set(unwind::kind::KPROBE, 1, 0))?;

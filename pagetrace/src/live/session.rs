@@ -25,7 +25,7 @@ pub use parts::{Begun, CommandEnd, Observer, Outcomes, Spec, Tape};
 use super::{
     deadlock,
     hang::{HangWatch, Suspect},
-    loader::{self, AttachError, Attached, StackTable, monotonic_ns},
+    loader::{self, AttachError, Attached, StackTable, Types, monotonic_ns},
     order::fields,
     prepare::{self, Run, View},
     provoke::Provoker,
@@ -59,11 +59,12 @@ pub(super) fn attach(
 ) -> Result<(Plan, Settings, Attached)> {
     let (Ok(btf), Some(view)) = (&facts.btf, View::of(facts)) else { anyhow::bail!("this kernel has no usable BTF") };
     let Run { trace, strict, order, .. } = spec.run;
+    let types = Types::read()?;
     let mut wish = Wish { force: spec.attach, trace, strict, order, refused: Vec::new() };
     loop {
         let plan = plan(&view, &wish)?;
         let settings = prepare::settings(btf, facts.kallsyms.as_ref().ok(), offsets, &plan, &spec.run);
-        match loader::attach(&plan, &settings, spec.sizes, targets, facts.kallsyms.as_ref().ok()) {
+        match loader::attach(&plan, &settings, spec.sizes, targets, facts.kallsyms.as_ref().ok(), &types) {
             Ok(attached) => return Ok((plan, settings, attached)),
             // Every refusal closes one way for good, so this ends.
             Err(AttachError::Refused(refusal)) if !wish.refused.contains(&refusal) => {
