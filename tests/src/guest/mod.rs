@@ -49,7 +49,7 @@ pub fn main() -> ExitCode {
         ["--host", "--only", part] => (true, Some(*part)),
         _ => {
             eprintln!(
-                "usage: pagetrace-guest-suite [--host] [--only kprobe|fentry|tracepoint|raw-tracepoint|before|random|strict|order|manners|targets|pages|verify|hang]"
+                "usage: pagetrace-guest-suite [--host] [--only kprobe|fentry|tracepoint|raw-tracepoint|before|random|strict|order|manners|targets|pages|provoke|verify|hang]"
             );
             return ExitCode::from(2);
         }
