@@ -13,6 +13,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use pagetrace::live::workload::targets::Stat;
 
 use crate::fixture;
 
@@ -107,14 +108,8 @@ impl Tool {
     /// # Errors
     /// When it does not, in time.
     pub fn await_stderr(&self, text: &str, limit: Duration) -> Result<()> {
-        let since = Instant::now();
-        while since.elapsed() < limit {
-            if fs::read_to_string(self.scratch.join("err")).is_ok_and(|err| err.contains(text)) {
-                return Ok(());
-            }
-            thread::sleep(Duration::from_millis(20));
-        }
-        bail!("no \"{text}\" on standard error in {} s", limit.as_secs())
+        let said = || fs::read_to_string(self.scratch.join("err")).is_ok_and(|err| err.contains(text));
+        until(limit, &format!("no \"{text}\" on standard error"), || Ok(said().then_some(())))
     }
 
     /// Waits for its end; past the limit it is killed.
@@ -178,22 +173,15 @@ pub fn signal(child: &Child, signal: libc::c_int) -> Result<()> {
 /// # Errors
 /// When it has not, in time.
 pub fn wait_for_child(parent: u32, limit: Duration) -> Result<u32> {
-    let since = Instant::now();
-    while since.elapsed() < limit {
-        for entry in fs::read_dir("/proc")?.flatten() {
-            let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
-            let fields: Vec<_> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-            // A stopped child has not begun; state and parent are the first fields behind the name.
-            if fields.get(1).and_then(|field| field.parse().ok()) == Some(parent)
-                && stat.contains("(pagetrace-fixt")
-                && let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok())
-            {
-                return Ok(pid);
-            }
-        }
-        thread::sleep(Duration::from_millis(100));
-    }
-    bail!("pagetrace started no command in {} s", limit.as_secs())
+    let begun = |pid: u32| {
+        let stat = Stat::parse(&fs::read(format!("/proc/{pid}/stat")).ok()?)?;
+        // A stopped child has not begun.
+        (stat.ppid == parent && stat.comm.starts_with(b"pagetrace-fixt")).then_some(pid)
+    };
+    until(limit, "pagetrace started no command", || {
+        let pids = fs::read_dir("/proc")?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        Ok(pids.into_iter().find_map(begun))
+    })
 }
 
 /// Waits until every thread of a process is stopped.
@@ -201,20 +189,27 @@ pub fn wait_for_child(parent: u32, limit: Duration) -> Result<u32> {
 /// # Errors
 /// When one is not, in time.
 pub fn await_stopped(pid: u32, limit: Duration) -> Result<()> {
-    let since = Instant::now();
     let tasks = format!("/proc/{pid}/task");
-    while since.elapsed() < limit {
+    let stopped = |path: PathBuf| Some(Stat::parse(&fs::read(path.join("stat")).ok()?)?.state == 'T');
+    until(limit, &format!("process {pid} was not stopped"), || {
         let mut all = fs::read_dir(&tasks).with_context(|| format!("cannot list {tasks}"))?.flatten();
-        // The state is the first field behind the name.
-        if all.all(|task| {
-            let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
-            stat.rsplit(')').next().is_some_and(|fields| fields.trim_start().starts_with('T'))
-        }) {
-            return Ok(());
+        Ok(all.all(|task| stopped(task.path()) == Some(true)).then_some(()))
+    })
+}
+
+/// Asks until there is an answer; `missing` says what there was not.
+///
+/// # Errors
+/// When there is none in time, or it cannot be asked for.
+pub fn until<T>(limit: Duration, missing: &str, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let since = Instant::now();
+    loop {
+        if let Some(answer) = ask()? {
+            return Ok(answer);
         }
-        thread::sleep(Duration::from_millis(5));
+        ensure!(since.elapsed() < limit, "{missing} in {} s", limit.as_secs());
+        thread::sleep(Duration::from_millis(50));
     }
-    bail!("process {pid} was not stopped in {} s", limit.as_secs())
 }
 
 /// Kills a process that [`wait_for_child`] found, if it is still there.

@@ -5,9 +5,8 @@ use std::{
     fs::{self, OpenOptions},
     os::unix::fs::FileExt as _,
     path::Path,
-    process::Child,
-    thread,
-    time::{Duration, Instant},
+    process::{Child, Command},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -39,13 +38,16 @@ pub fn run(tool: &Tool, tally: &mut Tally) {
     tally.case("verify/lost", || lost(tool));
 }
 
-fn verify(tool: &Tool, options: &[&str], words: &[&str]) -> Result<(Value, Ended)> {
-    let file = tool.path("presence");
+/// `pagetrace verify OPTIONS -- pagetrace-fixture`, and more to come.
+fn command(tool: &Tool, options: &[&str]) -> Command {
     let mut command = tool.command(&["verify", "--format", "json"]);
-    command.args(options).arg("--").arg(&tool.fixture).args(words);
-    if words == ["presence"] {
-        command.arg(&file);
-    }
+    command.args(options).arg("--").arg(&tool.fixture);
+    command
+}
+
+fn verify(tool: &Tool, options: &[&str]) -> Result<(Value, Ended)> {
+    let mut command = command(tool, options);
+    command.arg("presence").arg(tool.path("presence"));
     judged(tool.run(command)?)
 }
 
@@ -69,7 +71,7 @@ fn short(document: &Value) -> String {
 }
 
 fn explained(tool: &Tool) -> Result<()> {
-    let (document, ended) = verify(tool, &["--at-least", "99.9"], &["presence"])?;
+    let (document, ended) = verify(tool, &["--at-least", "99.9"])?;
     exercised(&ended)?;
     let (present, faulted) = (&document["present"], &document["faulted"]);
     ensure!(
@@ -115,7 +117,7 @@ fn explained(tool: &Tool) -> Result<()> {
 
 /// A page whose one fault is kept back has no explanation. Those of files may have one nearby.
 fn withheld(tool: &Tool) -> Result<()> {
-    let (document, ended) = verify(tool, &["--withhold", "20"], &["presence"])?;
+    let (document, ended) = verify(tool, &["--withhold", "20"])?;
     exercised(&ended)?;
     let code = ended.status.code();
     ensure!(code == Some(1) && document["outcome"] == "unexplained", "ended with {code:?}: {}", short(&document));
@@ -134,8 +136,8 @@ fn withheld(tool: &Tool) -> Result<()> {
 fn lost(tool: &Tool) -> Result<()> {
     let word = tool.path("word");
     fs::write(&word, [0]).with_context(|| format!("cannot write {}", word.display()))?;
-    let mut command = tool.command(&["verify", "--format", "json", "--ring-bytes", "4096"]);
-    command.arg("--").arg(&tool.fixture).arg("unwatched").arg(&word).arg("1000");
+    let mut command = command(tool, &["--ring-bytes", "4096"]);
+    command.arg("unwatched").arg(&word).arg("1000");
     let child = tool.start(command)?;
     let unwatched = stand_still(&child, &word);
     let (document, ended) = judged(tool.finish(child, LIMIT)?)?;
@@ -164,10 +166,8 @@ fn stand_still(pagetrace: &Child, word: &Path) -> Result<()> {
 }
 
 fn await_word(path: &Path, wanted: u8) -> Result<()> {
-    let since = Instant::now();
-    while fs::read(path).with_context(|| format!("cannot read {}", path.display()))? != [wanted] {
-        ensure!(since.elapsed() < Duration::from_secs(60), "the fixture never said {wanted}");
-        thread::sleep(Duration::from_millis(5));
-    }
-    Ok(())
+    tool::until(Duration::from_secs(60), &format!("the fixture did not say {wanted}"), || {
+        let word = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        Ok((word == [wanted]).then_some(()))
+    })
 }
