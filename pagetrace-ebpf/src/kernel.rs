@@ -252,6 +252,12 @@ pub(crate) fn as_number(pointer: u64) -> Option<u64> {
     read(&raw const spilled as u64)
 }
 
+/// A value that a global function takes; 0 when it cannot be had.
+#[inline(always)]
+pub(crate) fn number(value: u64) -> u64 {
+    as_number(value).unwrap_or(0)
+}
+
 #[inline(always)]
 fn fill(layout: &mut SlabLayout) -> bool {
     let Some(page_offset) = read::<u64>(setting(setting::PAGE_OFFSET_BASE)) else { return false };

@@ -18,7 +18,7 @@ use pagetrace_ebpf::wire::{
 };
 
 use crate::{
-    kernel::{as_number, setting},
+    kernel::{number, setting},
     state::{RECORDS, Task, count, flag},
 };
 
@@ -226,7 +226,7 @@ fn sample<C: Probed>(ctx: &C, place: u32, stack_id: i32) {
         record.frames_len =
             bpf_get_stack(ctx.as_ptr(), record.frames.as_mut_ptr().cast(), (SAMPLE_FRAMES * 8) as u32, 0) as i32;
         // In pieces that end where a stack can end, since nothing can be read past that.
-        let context = as_number(ctx.on_stack()).unwrap_or(0);
+        let context = number(ctx.on_stack());
         record.lead = (context & (PIECE as u64 * 8 - 1)) / 8;
         let from = context & !(PIECE as u64 * 8 - 1);
         for piece in 0..SAMPLE_WORDS / PIECE {

@@ -5,8 +5,8 @@
 //! on top of it.
 //!
 //! The states lie in an array, each at the first free one of a few places that the address tells. Nearly always that is
-//! the first of all, which costs a comparison; looking an address up in a hash map costs as much as the rest of a lock
-//! event. Who puts the place into `TASK_OF` has it: the map's own lock decides between tasks that want the same.
+//! the first of all, which costs a comparison; looking an address up in a hash map costs several times that. Who puts
+//! the place into `TASK_OF` has it: the map's own lock decides between tasks that want the same.
 
 use aya_ebpf::{
     bindings::BPF_NOEXIST,

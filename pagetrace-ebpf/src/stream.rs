@@ -21,7 +21,7 @@ use pagetrace_ebpf::wire::{
 
 use crate::{
     hooks::lock::NOT_HELD,
-    kernel::{as_number, current, current_mm, describe_mm, member, setting},
+    kernel::{current, current_mm, describe_mm, member, number, setting},
     state::{RECORDS, Slot, Task, count, flag, now, slot, state_of},
     target,
 };
@@ -52,12 +52,6 @@ static WOKEN_AT: Array<u64> = Array::with_max_entries(1, 0);
 #[inline(always)]
 pub(crate) fn on() -> bool {
     setting(setting::STREAM) == 1
-}
-
-/// A value that a global function takes; 0 when it cannot be had.
-#[inline(always)]
-fn number(value: u64) -> u64 {
-    as_number(value).unwrap_or(0)
 }
 
 #[unsafe(no_mangle)]
@@ -373,12 +367,12 @@ pub(crate) fn on_exec() {
     }
 }
 
-/// The kernel frees a task.
+/// The kernel frees a task; its address must be a number to the verifier.
 #[inline(always)]
 pub(crate) fn on_free(task: u64) {
     if let Some(state) = state_of(task)
         && state.flags & flag::TOLD != 0
     {
-        stream_other(life::FREE, number(task), 0);
+        stream_other(life::FREE, task, 0);
     }
 }

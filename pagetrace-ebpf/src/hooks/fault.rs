@@ -14,7 +14,7 @@ use super::{
     violation::{emit, emit_vma, wanted},
 };
 use crate::{
-    kernel::{as_number, current_mm, describe_mm, member, nofault, predates_tracing, setting},
+    kernel::{current_mm, describe_mm, member, nofault, number, predates_tracing, setting},
     stacks::Probed,
     state::{Access, OpenFault, RECORDS, Task, count, fill_header, flag, holds, now, task, task_or_new},
     stream, target,
@@ -170,7 +170,7 @@ pub(crate) fn on_fault(ctx: &impl Probed, vma: u64, address: u64, flags: u32, re
     if setting(setting::TRACE) == 0 {
         return;
     }
-    begin(as_number(ctx.on_stack()).unwrap_or(0), vma, address, flags, regs);
+    begin(number(ctx.on_stack()), vma, address, flags, regs);
 }
 
 /// Keeps what is known of a fault until its end.
@@ -219,7 +219,7 @@ pub(crate) fn on_fault_end(ctx: &impl Probed, result: u32) {
     if task.fault_depth == 0 {
         return;
     }
-    let frame = as_number(ctx.on_stack()).unwrap_or(0);
+    let frame = number(ctx.on_stack());
     let [outer, inner] = &task.faults;
     let fault = if task.fault_depth == 2 && is_at(inner, frame) {
         task.fault_depth = 1;

@@ -18,7 +18,7 @@ use super::{
     violation::{OWNER_FLAGS, READER_SHIFT, WRITER_LOCKED, describe_hold, emit, sem_word},
 };
 use crate::{
-    kernel::{as_number, current_mm, describe_mm, member, owner_task},
+    kernel::{current_mm, describe_mm, member, owner_task},
     state::{Access, RECORDS, Slot, Task, anew, count, fill_header, holds, slot, state_of, task},
     target,
 };
@@ -58,13 +58,13 @@ fn left_behind(slot: &Slot, holder: u64) -> bool {
     word & WRITER_LOCKED == 0 && (word & (i64::MAX as u64)) >> READER_SHIFT != 0
 }
 
-/// The memory of a task is about to be freed.
+/// The memory of a task is about to be freed; its address must be a number to the verifier.
 #[inline(always)]
 pub(crate) fn on_end(ended: u64) {
     if let Some(task) = state_of(ended)
         && task.depth != 0
     {
-        leak_at_end(as_number(ended).unwrap_or(0));
+        leak_at_end(ended);
     }
 }
 

@@ -31,7 +31,7 @@ use super::{
 };
 use crate::{
     kernel::{
-        as_number, current, current_mm, describe_mm, member, mm_of_lock, nofault, owner_task, read, read_str, setting,
+        current, current_mm, describe_mm, member, mm_of_lock, nofault, number, owner_task, read, read_str, setting,
     },
     stacks::{Probed, stack_id},
     state::{RECORDS, count, fill_header, now, task_or_new},
@@ -52,11 +52,6 @@ const NEEDS_SITE: u32 = 1 << 2;
 #[inline(always)]
 fn is_followed() -> bool {
     bpf_get_current_pid_tgid() >> 32 != setting(setting::SELF_TGID) && target::acts()
-}
-
-#[inline(always)]
-fn number(value: u64) -> u64 {
-    as_number(value).unwrap_or(0)
 }
 
 /// A lock function was entered. With [`held::TENTATIVE`] it can fail, and [`on_return`] tells how it ended.
