@@ -70,7 +70,10 @@ impl World {
             self.mms.insert(fault.mm, space);
         }
         // Of a foreign thread, or of memory that a thread's own is not.
-        let by_mm = || self.mms.get(&fault.mm).or_else(|| self.threads.get(&fault.owner)).copied();
+        // The memory of an mm that is gone serves another's: its owner tells.
+        let is_owners =
+            |space: &&SpaceId| fault.owner == 0 || self.spaces.get(space).is_some_and(|space| space.pid == fault.owner);
+        let by_mm = || self.mms.get(&fault.mm).filter(is_owners).or_else(|| self.threads.get(&fault.owner)).copied();
         let known = of_thread.or_else(by_mm).and_then(|space| self.spaces.get_mut(&space));
         match known {
             Some(space) => {
@@ -117,9 +120,11 @@ impl World {
         let before = self.threads.get(&tid).copied();
         if let Some(old) = before.and_then(|before| self.spaces.get_mut(&before)) {
             // The kernel touched the old memory or built the new one; only being there tells which.
-            let (by_exec, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut old.pending).into_iter().partition(
-                |event| matches!(event, Event::Fault(fault) if fault.tid == tid && (call..=now).contains(&fault.at)),
-            );
+            // On its way a thread gets its process's id (fs/exec.c, `de_thread`).
+            let by_exec = |fault: &Fault| [tid, pid].contains(&fault.tid) && (call..=now).contains(&fault.at);
+            let (by_exec, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut old.pending)
+                .into_iter()
+                .partition(|event| matches!(event, Event::Fault(fault) if by_exec(fault)));
             old.pending = rest;
             for event in by_exec {
                 if let Event::Fault(fault) = event {
@@ -196,7 +201,7 @@ impl World {
     pub fn finish(mut self) -> Tally {
         for space in self.spaces.values_mut() {
             space.settle(u64::MAX, self.around, &mut self.tally);
-            space.end(Gone::NotLooked, &mut self.tally);
+            space.end(Gone::LeftRunning, &mut self.tally);
         }
         self.tally.strangers += self.strangers.len() as u64;
         self.tally

@@ -83,6 +83,8 @@ pub enum Gone {
     Untold,
     /// Its process ended where it could not be looked at.
     NotLooked,
+    /// It runs on when the command has ended.
+    LeftRunning,
 }
 
 impl Gone {
@@ -104,6 +106,9 @@ impl Gone {
             Self::Reclaimed => ("reclaimed", "of a file, and the kernel took such back meanwhile"),
             Self::Untold => ("untold", "of a driver's mapping, which page walks may leave out"),
             Self::NotLooked => ("not-looked", "its process ended before it could be looked at"),
+            Self::LeftRunning => {
+                ("left-running", "its process runs on behind the command, and was not looked at again")
+            }
         }
     }
 }

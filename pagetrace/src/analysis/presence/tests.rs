@@ -193,6 +193,35 @@ fn a_program_begins_with_its_stack_and_what_the_call_faulted_in() {
 }
 
 #[test]
+fn a_thread_that_runs_another_program_becomes_its_process() {
+    let mut world = world();
+    world.thread(8, TID, HERE);
+    world.fault(Fault { tid: 8, mode: Mode::Pinning, mm: 0xdef, ..fault(5, 0x110) });
+    // By now it has its process's id.
+    world.fault(Fault { mode: Mode::Pinning, mm: 0xdef, ..fault(6, 0x111) });
+    world.ended(TID);
+    world.executed(8, TID, SpaceId(2), 4, 7);
+    world.look(SpaceId(2), &snapshot(10, vec![present(0x110..0x113)]), &mut NoFolios);
+    assert_eq!(sums(world).0, [(Class::Exec, 2), (Class::Unexplained, 1)]);
+}
+
+#[test]
+fn memory_of_an_address_space_that_is_gone_serves_the_next() {
+    const FIRST: u32 = 8;
+    const SECOND: u32 = 9;
+    let mut world = world();
+    for (child, space, at) in [(FIRST, SpaceId(2), 4), (SECOND, SpaceId(3), 14)] {
+        // Both share their parent's memory until they run a program, and the end of the first is not known yet.
+        world.thread(child, TID, HERE);
+        world.fault(Fault { tid: child, owner: child, mm: 0xdef, mode: Mode::Pinning, ..fault(at + 1, 0x110) });
+        world.executed(child, child, space, at, at + 2);
+        world.fault(Fault { tid: child, owner: child, mm: 0xdef, ..fault(at + 3, 0x111) });
+    }
+    world.look(SpaceId(3), &snapshot(20, vec![present(0x110..0x113)]), &mut NoFolios);
+    assert_eq!(sums(world).0, [(Class::Fault, 1), (Class::Exec, 1), (Class::Unexplained, 1)]);
+}
+
+#[test]
 fn page_tables_move_with_what_is_known_of_them() {
     let mut world = world();
     world.fault(fault(1, 0x110));

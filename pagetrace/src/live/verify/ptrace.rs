@@ -5,7 +5,7 @@ use std::io;
 
 use rustix::{
     io::Errno,
-    process::{Pid, WaitId, WaitIdOptions, WaitOptions, waitid, waitpid},
+    process::{Pid, WaitId, WaitIdOptions, WaitOptions, waitid},
 };
 
 /// Stops of their own for what makes and ends tasks, and a bit that tells system calls from signals.
@@ -131,9 +131,14 @@ fn decode(info: &[u64; INFO_WORDS]) -> Syscall {
 /// The next stop or end of a task that this thread traces, of one in particular or of any: its id and the status of wait(2). `None`
 /// when there is none to wait for, or a signal came in between.
 pub(super) fn wait(of: Option<u32>) -> io::Result<Option<(u32, i32)>> {
-    let of = of.and_then(|tid| Pid::from_raw(i32::try_from(tid).ok()?));
     let options = WaitOptions::from_bits_retain((libc::__WALL | libc::__WNOTHREAD).cast_unsigned());
-    match waitpid(of, options) {
+    let waited = match of.map(|tid| i32::try_from(tid).ok().and_then(Pid::from_raw)) {
+        // Of whatever process group: a command's child may lead its own (`setsid`, job control).
+        None => rustix::process::wait(options),
+        Some(Some(pid)) => rustix::process::waitpid(Some(pid), options),
+        Some(None) => return Err(io::ErrorKind::InvalidInput.into()),
+    };
+    match waited {
         Ok(Some((pid, status))) => Ok(Some((pid.as_raw_nonzero().get().cast_unsigned(), status.as_raw()))),
         Ok(None) | Err(Errno::INTR) => Ok(None),
         Err(err) => Err(err.into()),
