@@ -130,7 +130,10 @@ fn able(args: &PagemapArgs, ability: &Ability, filter: Option<&Expr>) -> Result<
             return Err(Unmet(format!("--where asks for {name}, which cannot be told here: {why}")).into());
         }
     }
-    if filter.asks_frames() && (!args.flags || ability.pfn != crate::pages::ability::Told::Yes) {
+    if filter.asks_frames() && !args.flags {
+        return Err(Nothing("--where asks for flags of frames (kpf_…), which only --flags reads".to_owned()).into());
+    }
+    if filter.asks_frames() && ability.pfn != crate::pages::ability::Told::Yes {
         return Err(Unmet(
             "--where asks for flags of frames (kpf_…): this needs --flags and root with CAP_SYS_ADMIN".to_owned(),
         )
@@ -201,7 +204,8 @@ fn is_called(vma: &Vma, name: &str) -> bool {
     let of = crate::output::pagemap::name(vma);
     let path = of.strip_suffix(" (deleted)").unwrap_or(&of);
     let bare = path.trim_start_matches('[').trim_end_matches(']');
-    !name.is_empty() && (name == of || name == path || path.rsplit('/').next() == Some(name) || bare == name)
+    let last = |path: &str| path.rsplit('/').next() == Some(name);
+    !name.is_empty() && (name == of || name == path || last(path) || last(&of) || bare == name)
 }
 
 fn read(
@@ -240,10 +244,7 @@ fn read(
         let count = pages.end.saturating_sub(pages.start);
         render.begin(vma)?;
         let density = (args.view == View::Map).then(|| Density::new(pages.start, count, text::WIDTH));
-        let looked_for = match args.view {
-            View::Map => Some(filter.unwrap_or(&present)),
-            _ => filter,
-        };
+        let looked_for = if pictured(args) { Some(filter.unwrap_or(&present)) } else { filter };
         let (counts, density, flags, until) = {
             let render = RefCell::new(&mut *render);
             let mut tell = |line: &Line| render.borrow_mut().line(line);
@@ -251,6 +252,7 @@ fn read(
             let mut gather = Gather::new(looked_for, detail, &mut tell, &mut reached);
             gather.frames = frames.as_deref_mut();
             gather.density = density;
+            gather.dense = filter.is_none().then_some(&present);
             let until = match look(args, vma, &pages, walker, &mut gather) {
                 // What an address space that is gone answers.
                 Err(err) if err.raw_os_error() == Some(libc::ESRCH) => {
@@ -318,13 +320,17 @@ fn look(
     gather: &mut Gather<'_>,
 ) -> io::Result<u64> {
     let filter = gather.filter;
-    let picture = args.view == View::Map && !args.flags;
-    if let Some(filter) = filter.filter(|_| picture)
+    if let Some(filter) = filter.filter(|_| pictured(args) && !args.flags)
         && let Some(()) = walker.matching(vma, pages, filter, &mut |first, count| gather.matched(first, count))?
     {
         return Ok(pages.end);
     }
-    walker.vma(vma, pages.clone(), filter, args.view != View::Map || args.filter.is_some(), gather)
+    walker.vma(vma, pages.clone(), filter, !pictured(args) || args.filter.is_some(), gather)
+}
+
+/// Whether all that is shown is which pages match: programs get the sums as well.
+fn pictured(args: &PagemapArgs) -> bool {
+    args.view == View::Map && args.output.format == Format::Text
 }
 
 #[cfg(test)]
@@ -336,6 +342,7 @@ mod tests {
         let vma = |name: &str| Vma::parse(format!("1000-2000 rw-p 00000000 00:00 0 {name}").as_bytes()).unwrap();
         assert!(is_called(&vma("[heap]"), "heap") && is_called(&vma("[heap]"), "[heap]"));
         assert!(is_called(&vma("/usr/lib/libc.so.6"), "libc.so.6") && is_called(&vma("/a/b (deleted)"), "b"));
+        assert!(is_called(&vma("/a/b (deleted)"), "b (deleted)"), "as the list of mappings shows it");
         assert!(!is_called(&vma("/usr/lib/libc.so.6"), "libc") && !is_called(&vma(""), ""));
     }
 }

@@ -65,6 +65,8 @@ pub struct Gather<'a> {
     pub counts: Counts,
     /// The picture, if there is to be one.
     pub density: Option<Density>,
+    /// Of the pages that are counted, it shows only those of which this holds.
+    pub dense: Option<&'a Expr>,
     /// Sums of the frames' flags.
     pub flags: FlagCounts,
     /// Where lines go.
@@ -90,6 +92,7 @@ impl<'a> Gather<'a> {
             detail,
             counts: Counts::default(),
             density: None,
+            dense: None,
             flags: FlagCounts([0; 64]),
             tell,
             reached,
@@ -131,7 +134,8 @@ impl<'a> Gather<'a> {
         }
         let Known { facts, told, .. } = known;
         self.counts.add(count, facts, told);
-        if let Some(density) = &mut self.density {
+        let dense = self.dense.is_none_or(|of| of.holds(&known) == Some(true));
+        if let Some(density) = self.density.as_mut().filter(|_| dense) {
             density.add(first, count);
         }
         let line = |first, count, entry, contiguous| Line { first, count, entry, contiguous, facts, told, frame };

@@ -265,10 +265,10 @@ impl Walker {
         match sums {
             None => Ok(Huge::Untold),
             Some((_, true)) => Ok(Huge::All),
-            Some((0, false)) => Ok(Huge::None),
+            Some((0, false)) if vma.backing() != Backing::Anonymous => Ok(Huge::None),
             // The kernel says how much of it is huge. If as much looks like it, that is it.
             Some((bytes, false)) => {
-                let mut alike = 0;
+                let (mut alike, mut zeros, mut hidden) = (0, 0, 0);
                 let mut at = within.start.next_multiple_of(BLOCK);
                 while at + BLOCK <= within.end {
                     let entries =
@@ -283,13 +283,23 @@ impl Walker {
                         let zero =
                             pfn.and_then(|pfn| parts::zero_by_flags(self.frames.as_mut()?, pfn, &mut self.scratch));
                         // A huge page of zeros is always mapped as a whole, and in none of the kernel's sums.
-                        alike += u64::from(zero != Some(true));
+                        match zero {
+                            Some(true) => zeros += 1,
+                            told => {
+                                alike += 1;
+                                hidden += u64::from(told.is_none());
+                            }
+                        }
                     }
                     self.effort.reads += 1;
                     pause(self.pause);
                 }
-                let agree = alike * BLOCK * self.page_size == bytes;
-                Ok(if agree { Huge::Alike } else { Huge::Untold })
+                Ok(match alike * BLOCK * self.page_size == bytes {
+                    // None is in the sum, and none that is in no sum.
+                    _ if bytes == 0 && zeros == 0 && hidden == 0 => Huge::None,
+                    true => Huge::Alike,
+                    false => Huge::Untold,
+                })
             }
         }
     }

@@ -151,6 +151,16 @@ fn every_view_and_way_counts_the_same() -> Result<()> {
         }
         ensure!(seen.len() == 1 && !seen.contains_key(&None) && !seen.contains_key(&Some(0)), "{condition}: {seen:?}");
     }
+    for scan in ["auto", "never"] {
+        let sums = |view| -> Result<Value> {
+            let mut sums = totals(&["pagemap", &held.pid(), "--format", "json", "--view", view, "--scan", scan])?;
+            // That depends on others: on this program, which has pages of the same files.
+            sums.as_object_mut().context("the totals")?.remove("exclusive");
+            Ok(sums)
+        };
+        let (summary, map) = (sums("summary")?, sums("map")?);
+        ensure!(summary == map, "{scan}: the summary has {summary}, the picture {map}");
+    }
     Ok(())
 }
 
