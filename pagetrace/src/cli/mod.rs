@@ -50,8 +50,33 @@ pub fn main() -> ExitCode {
             if sink::is_broken_pipe(&err) {
                 return Exit::Clean.into();
             }
-            eprintln!("pagetrace: {err:#}");
+            eprintln!("pagetrace: {}", told(&err));
             Exit::of_error(&err).into()
         }
+    }
+}
+
+/// An error and its causes, each once: some messages have their cause in the middle of a sentence.
+fn told(err: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in err.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::told;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let inner = || anyhow::anyhow!("no space left");
+        assert_eq!(told(&inner().context("cannot write")), "cannot write: no space left");
+        assert_eq!(told(&inner().context("cannot write (no space left) to x")), "cannot write (no space left) to x");
     }
 }

@@ -93,10 +93,11 @@ pub(super) fn read(path: &Path) -> Result<Read> {
     let mut counters: HashMap<String, u64> = HashMap::new();
     let mut loss_by_cpu = BTreeMap::new();
     let mut order: Vec<String> = Vec::new();
-    let mut end = None;
+    let (mut end, mut latest) = (None, 0_u64);
     while let Some(entry) = reader.next_entry() {
         match entry {
             Entry::Kernel(record) => {
+                latest = latest.max(record.time().unwrap_or(0));
                 check.take(&record);
                 let known = Recorded { stacks: &stacks, names: &names };
                 gather.take_order(&record, &known);
@@ -128,7 +129,9 @@ pub(super) fn read(path: &Path) -> Result<Read> {
     let count = |name: &String| counters.get(name).copied().unwrap_or(0);
     let mut loss: Loss = order.iter().map(|name| (name.clone().into(), count(name))).collect();
     loss.push(("uncertain_violation".into(), correlator.uncertain));
-    let End { command, watched_ns, mut reasons, deadlocks } = end.unwrap_or_default();
+    // One that was not finished does not say how long it took.
+    let unfinished = || End { watched_ns: latest.saturating_sub(header.attached_at_ns), ..End::default() };
+    let End { command, watched_ns, mut reasons, deadlocks } = end.unwrap_or_else(unfinished);
     let damage = reader.damage().map(|damage| Damage { offset: damage.offset, why: damage.why.clone() });
     if let Some(damage) = &damage {
         reasons.push(format!("the recording is damaged at byte {}: {}", damage.offset, damage.why));

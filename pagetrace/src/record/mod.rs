@@ -81,6 +81,27 @@ impl Record {
         }
         .unwrap_or(unknown)
     }
+
+    /// When it was written, nanoseconds of `CLOCK_MONOTONIC`; `None` where that is not known.
+    pub fn time(&self) -> Option<u64> {
+        Some(match self {
+            Self::Violation(record) => record.header.ts,
+            Self::Vma(record) => record.header.ts,
+            Self::Page(record) => record.header.ts,
+            Self::Fault(record) => record.header.ts,
+            Self::Walk(record) => record.header.ts,
+            Self::Wait(record) => record.header.ts,
+            Self::Hold(record) => record.header.ts,
+            Self::Edge(record) => record.header.ts,
+            Self::Lock(record) => record.brief.ts,
+            Self::Exception(record) => record.brief.ts,
+            Self::Handler(record) => record.brief.ts,
+            Self::Task(record) => record.brief.ts,
+            Self::Mm(record) => record.brief.ts,
+            Self::Words(record) => record.brief.ts,
+            Self::EdgeCount(_) | Self::Unknown { .. } => return None,
+        })
+    }
 }
 
 /// A name from the kernel up to its first NUL, with everything a terminal would act on escaped.

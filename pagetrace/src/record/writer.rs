@@ -4,10 +4,11 @@
 use std::{
     fs::{File, OpenOptions},
     io::{self, Write as _},
-    os::unix::fs::FileExt as _,
+    os::unix::fs::{FileExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
+use libc::{ENXIO, O_NONBLOCK};
 use rustix::{
     fs::{FlockOperation, flock},
     io::Errno,
@@ -79,7 +80,13 @@ pub enum OpenError {
 pub fn open(path: &Path) -> Result<File, OpenError> {
     let fail = |source: io::Error| OpenError::Open { path: path.to_owned(), source };
     // It is emptied only when it is locked: another's recording must survive the attempt.
-    let file = OpenOptions::new().write(true).create(true).truncate(false).open(path).map_err(fail)?;
+    // Opening a pipe must not wait for its reader.
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(false).custom_flags(O_NONBLOCK);
+    let file = options.open(path).map_err(|err| match err.raw_os_error() {
+        Some(ENXIO) => OpenError::NotAFile(path.to_owned()),
+        _ => fail(err),
+    })?;
     if !file.metadata().map_err(fail)?.is_file() {
         return Err(OpenError::NotAFile(path.to_owned()));
     }

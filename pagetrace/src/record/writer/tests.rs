@@ -147,6 +147,10 @@ fn a_second_recorder_is_refused_and_the_first_ones_file_survives() {
 #[test]
 fn only_a_regular_file_will_do() {
     assert!(matches!(open(Path::new("/dev/null")), Err(OpenError::NotAFile(_))));
+    let dir = tempfile::tempdir().unwrap();
+    let pipe = dir.path().join("pipe");
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    assert!(matches!(open(&pipe), Err(OpenError::NotAFile(_))), "and nobody was waited for");
     let missing = open(Path::new("/no/such/directory/a")).expect_err("there is no directory");
     assert!(missing.to_string().contains("/no/such/directory/a"), "{missing}");
 }
