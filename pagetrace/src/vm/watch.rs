@@ -39,6 +39,8 @@ pub struct Watch {
     last_word: Option<Message>,
     panic: Option<String>,
     complaint: Option<String>,
+    /// What the kernel says of an archive that it could not unpack.
+    too_large: Option<String>,
 }
 
 impl Watch {
@@ -54,6 +56,7 @@ impl Watch {
             last_word: None,
             panic: None,
             complaint: None,
+            too_large: None,
         }
     }
 
@@ -74,6 +77,10 @@ impl Watch {
             if self.last_word.is_some() {
                 return None; // The machine goes off.
             }
+            // init/initramfs.c, `do_populate_rootfs`. What was unpacked until then is there, the init as the first.
+            if message.contains("Initramfs unpacking failed") {
+                self.too_large.get_or_insert_with(|| message.to_owned());
+            }
             match sign(message) {
                 Some(Sign::Panic) => {
                     self.panic.get_or_insert_with(|| message.to_owned());
@@ -90,7 +97,7 @@ impl Watch {
     /// How long to read on before the machine is stopped, once nothing new is to be expected.
     #[must_use]
     pub const fn grace(&self) -> Option<Duration> {
-        if self.panic.is_some() || self.last_word.is_some() {
+        if self.panic.is_some() || self.last_word.is_some() || self.too_large.is_some() {
             Some(Duration::from_secs(5))
         } else if self.complaint.is_some() && self.stop_on_complaint {
             // The rest of the kernel's report is worth having.
@@ -103,7 +110,14 @@ impl Watch {
     /// The outcome.
     #[must_use]
     pub fn outcome(&self, end: &End, timeout: Duration) -> Outcome {
-        let Self { token: _, stop_on_complaint, booted, out: _, line_out: _, last_word, panic, complaint } = self;
+        let Self { token: _, stop_on_complaint, booted, out: _, line_out: _, last_word, panic, complaint, too_large } =
+            self;
+        // The command may have run, or not have been there: either way it says nothing.
+        if let Some(line) = too_large {
+            let reason =
+                format!("what goes into the guest does not fit into its memory ({line}): give it more, by --mem");
+            return Outcome::InfraError { reason };
+        }
         if let (Some(line), true) = (panic, *booted) {
             return Outcome::Panic { line: line.clone() };
         }
@@ -186,6 +200,18 @@ mod tests {
     fn a_complaint_spoils_success() {
         let lines = ["<t ready>", "[    1.000000] BUG: unable to handle page fault", "<t exited 0>"];
         assert!(matches!(after(&lines, &gone()), Outcome::Hung { .. }));
+    }
+
+    #[test]
+    fn an_archive_that_does_not_fit_is_no_command_s_end() {
+        let failed = "[    0.412345] Initramfs unpacking failed: write error";
+        let outcome = after(&[failed, "<t ready>", "<t exited 127>"], &gone());
+        assert!(outcome.infrastructure() && format!("{outcome:?}").contains("--mem"), "{outcome:?}");
+        // The command printing the words is not the kernel.
+        assert_eq!(
+            after(&["<t ready>", "Initramfs unpacking failed", "<t exited 3>"], &gone()),
+            Outcome::Exited { code: 3 }
+        );
     }
 
     #[test]

@@ -8,13 +8,16 @@ mod document;
 mod guest;
 mod inner;
 mod share;
+mod stop;
 
 use std::{
     collections::VecDeque,
     env,
     ffi::OsString,
     fs,
+    io::Read as _,
     num::NonZero,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     sync::Mutex,
     thread,
@@ -30,7 +33,7 @@ use super::{
 };
 use crate::{
     output::{Format, report::Report},
-    vm::{busybox, cache, kernel},
+    vm::{Source, VmFile, busybox, cache, kernel},
 };
 pub(super) use args::VmArgs;
 use closure::Closure;
@@ -60,6 +63,7 @@ pub(super) fn run(args: &VmArgs) -> Result<Exit> {
         Err(Unfit::Other(err)) => return Err(err),
     };
     let scratch = Scratch::new(args.out.as_deref())?;
+    stop::removes((!scratch.kept).then(|| scratch.base.clone()))?;
     let mut columns = all(args, &setup, &scratch, &recordings)?;
     for column in &mut columns {
         if let Some(report) = &mut column.report {
@@ -122,6 +126,9 @@ fn recordings(inner: &Inner, kernels: usize) -> Result<Vec<PathBuf>> {
             .collect(),
     };
     for path in &paths {
+        if fs::metadata(path).is_ok_and(|meta| !meta.is_file()) {
+            return Err(Refused(format!("cannot record to {}: it is not a regular file", path.display())).into());
+        }
         fs::OpenOptions::new()
             .write(true)
             .create(true)
@@ -152,20 +159,19 @@ fn setup(args: &VmArgs, inner: Inner) -> Result<Setup, Unfit> {
     closure.program(&program).context("pagetrace itself cannot go into a guest")?;
     let mut files = Vec::new();
     let name = inner.argv.first().cloned().unwrap_or_default();
-    let mut bytes = 0;
     for dir in &args.share {
         let absolute = dir.canonicalize().map_err(|err| Refused(format!("--share {}: {err}", dir.display())));
-        let (shared, size) = share::directory(&absolute.map_err(anyhow::Error::from)?, &absolute_of(dir)?)?;
-        files.extend(shared);
-        bytes += size;
+        let absolute = absolute.map_err(anyhow::Error::from)?;
+        if !absolute.is_dir() {
+            return Err(anyhow::Error::from(Refused(format!("--share {} is no directory", dir.display()))).into());
+        }
+        files.extend(shared(&absolute, &absolute_of(dir)?)?);
     }
     let mut modules = Vec::new();
     for path in &args.modules {
         if path.is_dir() {
             let name = path.canonicalize().ok().and_then(|path| Some(path.file_name()?.to_owned()));
-            let (tree, size) = share::directory(path, &Path::new("/lib/modules").join(name.unwrap_or_default()))?;
-            files.extend(tree);
-            bytes += size;
+            files.extend(shared(path, &Path::new("/lib/modules").join(name.unwrap_or_default()))?);
         } else if path.is_file() {
             modules.push(path.clone());
         } else {
@@ -174,15 +180,6 @@ fn setup(args: &VmArgs, inner: Inner) -> Result<Setup, Unfit> {
     }
     if let Some(initrd) = args.initrd.as_deref().filter(|initrd| !initrd.is_file()) {
         return Err(anyhow::Error::from(Refused(format!("--initrd {} is no file", initrd.display()))).into());
-    }
-    // The archive is in memory until it is unpacked, and then there twice.
-    if bytes / 1024 / 1024 > u64::from(args.mem) / 3 {
-        let text = format!(
-            "what goes into the guest has {} MiB, too much for its {} MiB of memory: share less, or give --mem",
-            bytes / 1024 / 1024,
-            args.mem
-        );
-        return Err(anyhow::Error::from(Refused(text)).into());
     }
     if args.tools {
         files.extend(busybox::files(&note).context("cannot get --tools")?);
@@ -195,6 +192,7 @@ fn setup(args: &VmArgs, inner: Inner) -> Result<Setup, Unfit> {
     let dirs: Vec<PathBuf> = closure.library_dirs.iter().cloned().collect();
     let library_path = env::join_paths(&dirs).ok().filter(|path| !path.is_empty());
     files.extend(closure.into_files());
+    fits(&files, args.mem)?;
     Ok(Setup {
         program,
         inner,
@@ -213,6 +211,35 @@ fn setup(args: &VmArgs, inner: Inner) -> Result<Setup, Unfit> {
     })
 }
 
+/// The files of a directory; what of them cannot go along is said.
+fn shared(host: &Path, guest: &Path) -> Result<Vec<VmFile>> {
+    let share::Shared { files, left_out } = share::directory(host, guest)?;
+    if left_out != 0 {
+        note(&format!("{left_out} sockets, pipes and devices of {} stay here", host.display()));
+    }
+    Ok(files)
+}
+
+/// Refuses what a guest with so much memory cannot take: the archive is in memory until it is unpacked, and then there twice.
+fn fits(files: &[VmFile], mem_mib: u32) -> Result<()> {
+    /// What the kernel and its programs need besides.
+    const BESIDES: u64 = 128;
+    let size = |file: &VmFile| match &file.source {
+        Source::Host(path) => fs::metadata(path).map_or(0, |meta| meta.len()),
+        Source::Bytes(bytes) => bytes.len() as u64,
+        Source::Link(_) | Source::Directory => 0,
+    };
+    let mib = files.iter().map(size).sum::<u64>() / 1024 / 1024;
+    if 2 * mib + BESIDES > u64::from(mem_mib) {
+        let text = format!(
+            "what goes into the guest has {mib} MiB, too much for its {mem_mib} MiB of memory: share less, or give --mem {}",
+            2 * mib + 2 * BESIDES
+        );
+        return Err(Refused(text).into());
+    }
+    Ok(())
+}
+
 /// Finds the command here, and says where it is in the guest. One that only the initramfs or the tools have is found there.
 fn command(name: &OsString, closure: &mut Closure, args: &VmArgs) -> Result<OsString, Unfit> {
     let text = name.to_string_lossy();
@@ -225,8 +252,23 @@ fn command(name: &OsString, closure: &mut Closure, args: &VmArgs) -> Result<OsSt
     if path.is_dir() {
         return Err(Unfit::Command(anyhow::anyhow!("cannot run {}: it is a directory", path.display()), 126));
     }
+    if let Some(why) = not_a_program(&path) {
+        return Err(Unfit::Command(anyhow::anyhow!("cannot run {}: {why}", path.display()), 126));
+    }
     closure.program(&path).map_err(|err| Unfit::Command(err, 126))?;
     Ok(path.into_os_string())
+}
+
+/// Why the kernel would not run a file, if it would not (execve(2), EACCES and ENOEXEC).
+fn not_a_program(path: &Path) -> Option<&'static str> {
+    let mut first = [0_u8; 4];
+    let mut file = fs::File::open(path).ok()?;
+    if file.metadata().ok()?.permissions().mode() & 0o111 == 0 {
+        return Some("it is not executable");
+    }
+    let read = file.read(&mut first).ok()?;
+    let known = first.get(..read).is_some_and(|first| first.starts_with(b"#!") || first.starts_with(b"\x7fELF"));
+    (!known).then_some("it is neither a program nor a script that names its interpreter with #!")
 }
 
 fn absolute_of(path: &Path) -> Result<PathBuf> {
@@ -242,9 +284,13 @@ fn shared_cwd(shares: &[PathBuf]) -> Option<PathBuf> {
 
 /// Runs all kernels, some at a time, and gives them in the order they were asked for.
 fn all(args: &VmArgs, setup: &Setup, scratch: &Scratch, recordings: &[PathBuf]) -> Result<Vec<Column>> {
-    for wanted in args.kernel.iter().filter(|wanted| wanted.contains('/')) {
-        if !Path::new(wanted).exists() {
+    for wanted in args.kernel.iter().filter(|wanted| !Path::new(wanted).exists()) {
+        if wanted.contains('/') {
             return Err(Refused(format!("--kernel {wanted} does not exist")).into());
+        }
+        if wanted != "newest" && !wanted.starts_with(|first: char| first.is_ascii_digit()) {
+            let text = format!("--kernel `{wanted}` is no file here, and neither a series such as 6.1 nor `newest`");
+            return Err(Refused(text).into());
         }
     }
     let queue: Mutex<VecDeque<(usize, &String)>> = Mutex::new(args.kernel.iter().enumerate().collect());
@@ -312,7 +358,11 @@ impl Scratch {
     fn new(out: Option<&Path>) -> Result<Self> {
         let base = match out {
             Some(dir) => dir.to_owned(),
-            None => cache::dir()?.join("vm").join(std::process::id().to_string()),
+            None => {
+                let all = cache::dir()?.join("vm");
+                tidy(&all);
+                all.join(std::process::id().to_string())
+            }
         };
         fs::create_dir_all(&base).with_context(|| format!("cannot write to --out {}", base.display()))?;
         Ok(Self { base, kept: out.is_some() })
@@ -328,5 +378,68 @@ impl Scratch {
         if all_well && !self.kept {
             let _ = fs::remove_dir_all(&self.base);
         }
+    }
+}
+
+/// Takes away what runs that were killed have left below their process ids, all but the logs.
+fn tidy(all: &Path) {
+    let running = |name: &str| name.parse::<u32>().is_ok_and(|pid| Path::new("/proc").join(pid.to_string()).exists());
+    let list = |dir: &Path| fs::read_dir(dir).into_iter().flatten().flatten();
+    for run in list(all).filter(|run| !run.file_name().to_str().is_some_and(running)) {
+        let mut logs = false;
+        for machine in list(&run.path()) {
+            for file in list(&machine.path()) {
+                if file.path().extension().is_some_and(|ext| ext == "log") {
+                    logs = true;
+                } else {
+                    let _ = fs::remove_file(file.path());
+                }
+            }
+        }
+        if !logs {
+            let _ = fs::remove_dir_all(run.path());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_killed_runs_left_goes_and_logs_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |path: &str| dir.path().join(path);
+        let this = std::process::id();
+        for path in ["4294967294/6.1", "4294967293/6.1", &format!("{this}/6.1")] {
+            fs::create_dir_all(at(path)).unwrap();
+            fs::write(at(path).join("out.img"), "x").unwrap();
+        }
+        fs::write(at("4294967294/6.1/console.log"), "x").unwrap();
+        tidy(dir.path());
+        assert!(at("4294967294/6.1/console.log").exists() && !at("4294967294/6.1/out.img").exists());
+        assert!(!at("4294967293").exists() && at(&format!("{this}/6.1/out.img")).exists());
+    }
+
+    #[test]
+    fn what_cannot_run_is_told_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |text: &str, mode| {
+            let path = dir.path().join("f");
+            fs::write(&path, text).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            not_a_program(&path)
+        };
+        assert_eq!(file("#!/bin/sh\n", 0o755), None);
+        assert!(file("#!/bin/sh\n", 0o644).is_some_and(|why| why.contains("not executable")));
+        assert!(file("true\n", 0o755).is_some_and(|why| why.contains("#!")) && file("", 0o755).is_some());
+        assert_eq!(not_a_program(&env::current_exe().unwrap()), None);
+    }
+
+    #[test]
+    fn a_guest_takes_what_its_memory_has_room_for_twice() {
+        let of = |mib: usize| VmFile { path: "/a".into(), source: Source::Bytes(vec![0; mib << 20]), mode: 0o644 };
+        assert!(fits(&[of(20), of(20)], 256).is_ok());
+        assert!(fits(&[of(40), of(30)], 256).unwrap_err().to_string().contains("has 70 MiB"));
     }
 }
