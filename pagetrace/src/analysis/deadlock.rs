@@ -59,6 +59,10 @@ fn waits_for(one: &Blocked, other: &Blocked, same: bool, writers: &HashSet<u64>)
     {
         return Some(Because::Holds);
     }
+    // A writer waits for who holds the lock, and for nobody in the queue that is not let in by these.
+    if wants.mode == LockMode::Write {
+        return None;
+    }
     // Readers do not wait for readers, but queue behind a writer (kernel/locking/rwsem.c, `RWSEM_READ_FAILED_MASK`).
     let writer = other.wants == (Claim { lock: wants.lock, mode: LockMode::Write });
     if !same && writer {
@@ -185,6 +189,9 @@ mod tests {
     fn waiting_is_no_deadlock() {
         assert!(standstills(&[task(1, &[(1, WRITE)], (2, WRITE)), task(2, &[(3, WRITE)], (1, WRITE))]).is_empty());
         assert!(standstills(&[task(1, &[(1, READ)], (2, READ)), task(2, &[(3, READ)], (2, WRITE))]).is_empty());
+        // Two writers behind a holder that is on its way.
+        assert!(standstills(&[task(1, &[(1, READ)], (2, WRITE)), task(2, &[(3, READ)], (2, WRITE))]).is_empty());
+        assert!(standstills(&[task(1, &[], (2, WRITE)), task(2, &[], (2, WRITE)), task(3, &[], (2, READ))]).is_empty());
     }
 
     proptest! {

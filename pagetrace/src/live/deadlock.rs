@@ -168,7 +168,10 @@ impl Watch {
     /// Takes over what the order's map says now.
     pub(super) fn ordered(&mut self, tasks: &[OrderTask], now: u64, stacks: &dyn Stacks) {
         let mut next = HashMap::new();
-        for task in tasks.iter().take(MOST) {
+        for task in tasks {
+            if next.len() >= MOST {
+                break;
+            }
             let used = task.slots.get(..task.depth as usize).unwrap_or_default();
             let Some((wants, holds)) = used.split_last() else { continue };
             if holds.is_empty() || now.saturating_sub(wants.since) < LONG_NS {
@@ -199,7 +202,9 @@ impl Watch {
             it.looks = if same && faults(&proc, it.task.pid, it.task.tid) { it.looks + 1 } else { 0 };
         }
         for (_, it) in self.ordered.values_mut() {
-            let inside = blocked(&proc, it.task.pid, it.task.tid).is_some_and(|stack| is_inside(it, &stack, names));
+            // A wait that a signal can end is a wait: `mutex_lock_interruptible`.
+            let stack = asleep(&proc, it.task.pid, it.task.tid, &['D', 'S']);
+            let inside = stack.is_some_and(|stack| is_inside(it, &stack, names));
             it.looks = if inside { it.looks + 1 } else { 0 };
         }
         // The order knows more of a task than its fault does.
@@ -277,7 +282,11 @@ fn standing(
         holds: it.holds.iter().map(|held| lock(held, names.frames(&held.stack))).collect(),
         waits_for: lock(&it.wants, Vec::new()),
         because,
-        waits_at: blocked(proc, it.task.pid, it.task.tid).unwrap_or_default().iter().map(|line| frame(line)).collect(),
+        waits_at: asleep(proc, it.task.pid, it.task.tid, &['D', 'S'])
+            .unwrap_or_default()
+            .iter()
+            .map(|line| frame(line))
+            .collect(),
     }
 }
 
@@ -309,9 +318,14 @@ fn faults(proc: &Path, pid: u32, tid: u32) -> bool {
 /// The stack of a task that waits uninterruptibly, or until it is killed; `None` when it does not, or is gone. The kernel
 /// leaves functions of the scheduler out of it, and lock functions are among these (`in_sched_functions`).
 fn blocked(proc: &Path, pid: u32, tid: u32) -> Option<Vec<String>> {
+    asleep(proc, pid, tid, &['D'])
+}
+
+/// The stack of a task that is in one of these states.
+fn asleep(proc: &Path, pid: u32, tid: u32, states: &[char]) -> Option<Vec<String>> {
     let dir = proc.join(pid.to_string()).join("task").join(tid.to_string());
     let stat = fs::read(dir.join("stat")).ok()?;
-    if Stat::parse(&stat)?.state != 'D' {
+    if !states.contains(&Stat::parse(&stat)?.state) {
         return None;
     }
     let stack = fs::read_to_string(dir.join("stack")).ok()?;
