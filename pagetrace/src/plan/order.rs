@@ -175,12 +175,19 @@ fn explain(plan: &mut EventPlan) {
 }
 
 /// What the order does not cover.
-const NOT_TRACKED: &str = "in the lock order: per-CPU rwsems, semaphores, ww_mutexes, page, folio and socket locks, completions \
+const NOT_TRACKED: &str = "in the lock order: per-CPU rwsems, semaphores, rt_mutexes, ww_mutexes, page, folio and socket locks, completions \
      and other waits; locks taken before tracing began; what tasks outside the target take";
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_takes_a_lock_is_found_behind_each_of_them() {
+        use crate::analysis::order::known::LOCKING;
+
+        assert!(ACQUIRE.iter().all(|(name, ..)| LOCKING.contains(name)));
+    }
 
     #[test]
     fn every_function_s_program_is_in_the_object() {

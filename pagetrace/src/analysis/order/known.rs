@@ -54,7 +54,36 @@ pub const KNOWN: [Known; 4] = [
     },
 ];
 
-/// The row of an edge. `takes` says whether one of these functions is on the stack that wanted the inner lock.
+/// Functions that take a sleeping lock, and what the kernel's tracepoints put between them and their caller.
+pub const LOCKING: &[&str] = &[
+    "mutex_lock",
+    "mutex_lock_interruptible",
+    "mutex_lock_killable",
+    "mutex_trylock",
+    "mutex_lock_nested",
+    "_mutex_lock_nest_lock",
+    "mutex_lock_io_nested",
+    "mutex_lock_interruptible_nested",
+    "mutex_lock_killable_nested",
+    "_mutex_trylock_nest_lock",
+    "down_read",
+    "down_read_interruptible",
+    "down_read_killable",
+    "down_read_trylock",
+    "down_write",
+    "down_write_killable",
+    "down_write_trylock",
+    "down_read_nested",
+    "down_read_non_owner",
+    "down_read_killable_nested",
+    "down_write_nested",
+    "_down_write_nest_lock",
+    "down_write_killable_nested",
+    "__mmap_lock_do_trace_start_locking",
+    "__mmap_lock_do_trace_acquire_returned",
+];
+
+/// The row of an edge. `takes` says whether it is one of these functions that took the inner lock.
 pub fn known(same_class: bool, inner_is_mmap: bool, takes: impl Fn(&[&str]) -> bool) -> Option<&'static Known> {
     KNOWN.iter().find(|row| match row.by {
         By::SameClass => same_class && !inner_is_mmap,

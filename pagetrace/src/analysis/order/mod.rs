@@ -208,7 +208,8 @@ impl Orders {
         let raw = key(&record.held.class.id(), record.held.flags, &record.wanted.class.id(), record.wanted.flags);
         let key = settled(raw);
         let [from, to] = ends(&key);
-        let takes = |functions: &[&str]| stack.iter().any(|address| stacks.is_function(*address, functions));
+        let taker = taker(&stack, stacks);
+        let takes = |functions: &[&str]| taker.is_some_and(|address| stacks.is_function(address, functions));
         let known = known::known(from == to, is_mmap(&record.wanted.class.id()), takes);
         Some(Edge {
             key,
@@ -228,6 +229,14 @@ impl Orders {
             known,
         })
     }
+}
+
+/// Where on a stack the lock was taken: the caller of the innermost function that takes locks. A tracer's own code can be
+/// further in; without such a function the stack begins there.
+fn taker(stack: &[u64], stacks: &dyn Stacks) -> Option<u64> {
+    let takes = |address: &u64| stacks.is_function(*address, known::LOCKING);
+    let from = stack.iter().position(takes).unwrap_or(0);
+    stack.get(from..)?.iter().copied().find(|address| !takes(address))
 }
 
 /// mmap_lock as a class, in the form that [`key`] gives it.

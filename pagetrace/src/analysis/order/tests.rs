@@ -12,6 +12,7 @@ use super::*;
 
 const FAULT_ENTRY: u64 = 0xfa;
 const DUP_MMAP: u64 = 0xd0;
+const DOWN_WRITE: u64 = 0xd1;
 
 struct Fake;
 
@@ -29,7 +30,7 @@ impl Stacks for Fake {
         Some(address)
     }
     fn is_function(&self, address: u64, names: &[&str]) -> bool {
-        address == DUP_MMAP && names.contains(&"dup_mmap")
+        address == DUP_MMAP && names.contains(&"dup_mmap") || address == DOWN_WRITE && names.contains(&"down_write")
     }
 }
 
@@ -103,10 +104,15 @@ fn a_lock_wanted_again_is_an_inversion_by_itself_unless_a_fault_wants_it() {
 #[test]
 fn what_fork_does_is_known() {
     let mut orders = Orders::default();
-    orders.take(&edge(mmap(1, WRITE), mmap(2, WRITE), &[4, DUP_MMAP]), &Fake);
-    orders.take(&edge(mmap(2, WRITE), mmap(1, WRITE), &[4]), &Fake);
+    orders.take(&edge(mmap(1, WRITE), mmap(2, WRITE), &[4, DOWN_WRITE, DUP_MMAP, 5]), &Fake);
+    orders.take(&edge(mmap(2, WRITE), mmap(1, WRITE), &[DOWN_WRITE, 4]), &Fake);
     assert!(orders.edges()[0].known.is_some_and(|known| known.source.contains("dup_mmap")));
     assert!(orders.inversions().is_empty());
+    // Another's lock, taken by what that function calls, is a lock as any.
+    let mut orders = Orders::default();
+    orders.take(&edge(mmap(1, WRITE), mmap(2, WRITE), &[DOWN_WRITE, 4, DUP_MMAP]), &Fake);
+    orders.take(&edge(mmap(2, WRITE), mmap(1, WRITE), &[DOWN_WRITE, 4]), &Fake);
+    assert_eq!(orders.inversions().len(), 1);
 }
 
 #[test]
