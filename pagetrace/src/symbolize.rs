@@ -149,8 +149,14 @@ impl Symbolizer {
         if let Some(learnt) = &self.learnt {
             return learnt.get(&address).cloned();
         }
-        let found = self.symbols.as_ref()?.variable(address)?;
-        Some(Symbol { name: found.name.to_owned(), offset: found.offset, module: found.module.map(str::to_owned) })
+        let symbols = self.symbols.as_ref()?;
+        let found = symbols.variable(address)?;
+        // A name that several have is none to tell locks by; which of them it is is the same on every boot of a kernel.
+        let name = match symbols.namesake(found.name, found.module, address - found.offset) {
+            (_, ..=1) => found.name.to_owned(),
+            (nth, of) => format!("{} ({nth} of {of})", found.name),
+        };
+        Some(Symbol { name, offset: found.offset, module: found.module.map(str::to_owned) })
     }
 
     /// Frames of a stack, without the tracing functions on top of it.

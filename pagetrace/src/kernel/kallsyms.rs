@@ -165,11 +165,18 @@ impl Kallsyms {
     /// The variable that begins at `address`, or else the nearest before it. Looks at every symbol: keep the answer.
     #[must_use]
     pub fn variable(&self, address: u64) -> Option<Resolved<'_>> {
-        let data = |symbol: &&Symbol| matches!(symbol.kind.to_ascii_lowercase(), b'b' | b'd' | b'r' | b'v');
         let before = |symbol: &&Symbol| symbol.address <= address && address - symbol.address < MAX_VARIABLE;
-        let symbol = self.symbols.iter().filter(data).filter(before).max_by_key(|symbol| symbol.address)?;
+        let symbol = self.symbols.iter().filter(is_data).filter(before).max_by_key(|symbol| symbol.address)?;
         let name = self.slice(symbol.name as usize, usize::from(symbol.name_len))?;
         Some(Resolved { name, offset: address - symbol.address, size: None, module: self.module(symbol) })
+    }
+
+    /// Of the variables of this name in the kernel proper, or in one module, the how-manieth by address begins there, from 1 on,
+    /// and of how many: files have variables of their own that are called alike.
+    #[must_use]
+    pub fn namesake(&self, name: &str, module: Option<&str>, start: u64) -> (usize, usize) {
+        let alike = || self.find(name).filter(is_data).filter(|symbol| self.module(symbol) == module);
+        (alike().filter(|symbol| symbol.address <= start).count(), alike().count())
     }
 
     fn module(&self, symbol: &Symbol) -> Option<&str> {
@@ -243,6 +250,10 @@ fn is_function(text: &[u8], symbol: &Symbol) -> bool {
     matches!(symbol.kind, b't' | b'T' | b'w' | b'W')
         && symbol.address != 0
         && text.get(symbol.name as usize) != Some(&b'$')
+}
+
+fn is_data(symbol: &&Symbol) -> bool {
+    matches!(symbol.kind.to_ascii_lowercase(), b'b' | b'd' | b'r' | b'v')
 }
 
 /// Of several names for one address the one a reader knows: fewest underscores before it, then global, then short.

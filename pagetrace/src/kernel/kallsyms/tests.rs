@@ -106,3 +106,18 @@ fn the_running_kernel_is_readable() {
     assert_eq!(table.malformed(), 0);
     assert!(table.is_empty() || table.contains("down_read"));
 }
+
+#[test]
+fn variables_that_are_called_alike_are_counted_by_address() {
+    let table = Kallsyms::parse(
+        "ffffffff82000100 d lock\nffffffff82000040 b lock\nffffffff81000000 t lock\nffffffffc0000000 d lock\t[m]\n\
+         ffffffff82000200 d alone\n"
+            .to_owned(),
+    );
+    let of = |address| {
+        let found = table.variable(address).unwrap();
+        table.namesake(found.name, found.module, address - found.offset)
+    };
+    assert_eq!([of(0xffff_ffff_8200_0040), of(0xffff_ffff_8200_0108)], [(1, 2), (2, 2)]);
+    assert_eq!([of(0xffff_ffff_c000_0000), of(0xffff_ffff_8200_0200)], [(1, 1), (1, 1)]);
+}
