@@ -323,11 +323,11 @@ extern "C" fn stream_handler(mm: u64, address: u64, ip: u64, user: u32, flags: u
     0
 }
 
-/// The words of a lock that counts as held.
+/// The words of a lock that counts as held, with [`seen::MORE`] or nothing.
 #[inline(always)]
-pub(crate) fn words(held: &Slot, word: Option<u64>, owner: u64) {
+pub(crate) fn words(held: &Slot, word: Option<u64>, owner: u64, more: u32) {
     let readable = if word.is_some() { seen::READABLE } else { 0 };
-    stream_words(held.mm, word.unwrap_or(0), owner, held.flags | readable);
+    stream_words(held.mm, word.unwrap_or(0), owner, held.flags | readable | more);
 }
 
 #[unsafe(no_mangle)]

@@ -15,23 +15,24 @@ use crate::{
     state::count,
 };
 
-/// Target ids; the value is the leader's `task_struct`, or 0 when the loader put it in. It tells a reused process
-/// id from the process that was meant.
+/// Target ids; the value is the process's `signal_struct`, or 0 when the loader put it in. It tells a reused process id from the
+/// process that was meant. The first thread's `task_struct` would not do: when another thread executes a program, it becomes
+/// the first (fs/exec.c, `de_thread`).
 #[map]
 static TARGETS: HashMap<u64, u64> = HashMap::with_max_entries(65536, 0);
 
 #[inline(always)]
-fn listed(key: u64, leader: u64) -> bool {
+fn listed(key: u64, process: u64) -> bool {
     // SAFETY: the value is copied out at once.
     match unsafe { TARGETS.get(&key) } {
-        Some(&known) => known == 0 || known == leader,
+        Some(&known) => known == 0 || known == process,
         None => false,
     }
 }
 
 #[inline(always)]
-fn leader_of(task: u64) -> u64 {
-    member(task, setting::TASK_LEADER).unwrap_or(0)
+fn process_of(task: u64) -> u64 {
+    member(task, setting::TASK_SIGNAL).unwrap_or(0)
 }
 
 /// Whether the current task itself has what the target asks for, listed or not.
@@ -60,8 +61,7 @@ pub(crate) fn acts() -> bool {
         return true;
     }
     let ids = bpf_get_current_pid_tgid();
-    let leader = leader_of(current());
-    listed(target_key::PROCESS | ids >> 32, leader)
+    listed(target_key::PROCESS | ids >> 32, process_of(current()))
         || listed(target_key::THREAD | ids & 0xffff_ffff, 0)
         || matches_by_nature()
 }
@@ -74,7 +74,7 @@ pub(crate) fn has(task: u64) -> bool {
     }
     let tgid: u32 = member(task, setting::TASK_TGID).unwrap_or(0);
     let tid: u32 = member(task, setting::TASK_PID).unwrap_or(0);
-    listed(target_key::PROCESS | u64::from(tgid), leader_of(task)) || listed(target_key::THREAD | u64::from(tid), 0)
+    listed(target_key::PROCESS | u64::from(tgid), process_of(task)) || listed(target_key::THREAD | u64::from(tid), 0)
 }
 
 /// Whether the address space belongs to the target.
@@ -84,8 +84,8 @@ pub(crate) fn owns(mm: u64) -> bool {
         return true;
     }
     let Some((task, tgid)) = owner_task(mm) else { return false };
-    let leader = leader_of(task);
-    listed(target_key::PROCESS | u64::from(tgid), leader) || listed(target_key::MM_ONLY | u64::from(tgid), leader)
+    let process = process_of(task);
+    listed(target_key::PROCESS | u64::from(tgid), process) || listed(target_key::MM_ONLY | u64::from(tgid), process)
 }
 
 /// Whether `trace` shows an event of the current task in this address space. Its own events would feed on themselves.
@@ -104,26 +104,38 @@ pub(crate) fn on_fork(child: u64) {
     if u64::from(tgid) == bpf_get_current_pid_tgid() >> 32 || !acts() {
         return;
     }
-    add(tgid, child);
+    add(tgid, process_of(child));
 }
 
-/// A program's new name, or its cgroup, can make it the target.
+/// A program's new name, or its cgroup, can make it the target. A thread that was not its process's first is from now on, and
+/// has its id: a target it is still.
 #[inline(always)]
-pub(crate) fn on_exec() {
+pub(crate) fn on_exec(former: u32) {
+    if setting(setting::TARGET_MODE) == target::ALL {
+        return;
+    }
+    let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    if former != tgid && listed(target_key::THREAD | u64::from(former), 0) {
+        insert(target_key::THREAD | u64::from(tgid), 0);
+    }
     if matches_by_nature() {
-        add((bpf_get_current_pid_tgid() >> 32) as u32, leader_of(current()));
+        add(tgid, process_of(current()));
     }
 }
 
 #[inline(always)]
-fn add(tgid: u32, leader: u64) {
-    let key = target_key::PROCESS | u64::from(tgid);
-    if TARGETS.insert(&key, &leader, 0).is_err() {
+fn add(tgid: u32, process: u64) {
+    insert(target_key::PROCESS | u64::from(tgid), process);
+}
+
+#[inline(always)]
+fn insert(key: u64, process: u64) {
+    if TARGETS.insert(&key, &process, 0).is_err() {
         count(counter::TARGET_MAP_FULL);
     }
 }
 
-/// A freed leader's process id means nothing any more, unless another target took it over.
+/// The process id of a first thread that is freed means nothing any more, unless another target took it over.
 #[inline(always)]
 pub(crate) fn on_free(task: u64) {
     if setting(setting::TARGET_MODE) == target::ALL {
@@ -134,9 +146,7 @@ pub(crate) fn on_free(task: u64) {
         return;
     }
     let key = target_key::PROCESS | u64::from(tgid);
-    // SAFETY: the value is copied out at once.
-    let known = unsafe { TARGETS.get(&key) }.copied();
-    if known == Some(task) || known == Some(0) {
+    if listed(key, process_of(task)) {
         let _ = TARGETS.remove(&key);
     }
 }

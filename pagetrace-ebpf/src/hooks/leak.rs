@@ -38,7 +38,7 @@ pub(crate) fn on_user_boundary(ctx: &impl EbpfContext) {
 /// Whether the freed task still holds what `slot` says, by the lock word.
 #[inline(always)]
 fn left_behind(slot: &Slot, holder: u64) -> bool {
-    if slot.flags & (held::TENTATIVE | held::UNSURE) != 0 || given_away(slot.mm, slot.since) {
+    if slot.flags & (held::TENTATIVE | held::UNSURE) != 0 || given_away(slot.mm, slot.flags, slot.since) {
         return false;
     }
     // The memory of an address space that is gone can be another's by now: its owner is younger then.

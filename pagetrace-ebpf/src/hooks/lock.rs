@@ -21,7 +21,7 @@ use crate::{
     stream, target,
 };
 
-/// When somebody who did not hold an mm's lock last released it, nanoseconds of `CLOCK_MONOTONIC`.
+/// When somebody who did not hold an mm's lock last released it for reading, nanoseconds of `CLOCK_MONOTONIC`.
 #[map]
 static ORPHAN_RELEASES: HashMap<u64, u64> = HashMap::with_max_entries(4096, 0);
 
@@ -88,24 +88,37 @@ pub(crate) fn on_attempt(ctx: &impl Probed, mm: u64, flags: u32) {
     let told = stream::lock(task, mm, op::ATTEMPT, flags);
     confirm(ctx, task, mm, flags, false);
     push(ctx, task, mm, flags | held::TENTATIVE | told.streamed);
+    task.attempt_frame = ctx.on_stack();
     stream::locked(task, mm, op::ATTEMPT, flags, told);
 }
 
-/// The function entered last returned.
+/// The same function was entered for a lock that is none of an mm. Called from where an attempt was that is still open, it
+/// tells that the attempt's return was missed; its own must not be taken for it.
+#[inline(always)]
+pub(crate) fn on_foreign(ctx: &impl Probed) {
+    if let Some(task) = task()
+        && task.attempt_frame == ctx.on_stack()
+    {
+        settle(task);
+    }
+}
+
+/// A function that can fail to acquire returned: whose lock it was is told by where it was called.
 #[inline(always)]
 pub(crate) fn on_return(ctx: &impl Probed, acquired: bool) {
     let Some(task) = task() else { return };
+    // The return address is off the stack now.
+    if task.attempt_frame.wrapping_add(8) != ctx.on_stack() {
+        return;
+    }
+    task.attempt_frame = 0;
     if task.depth == 0 {
         return;
     }
     let top = task.depth - 1;
     let last = *slot(task, top);
     if last.flags & held::TENTATIVE == 0 {
-        // With all slots taken, it was an attempt that found none.
-        if !acquired && task.depth == MAX_HELD as u32 && task.overflow != 0 {
-            task.overflow -= 1;
-        }
-        return;
+        return overflow_returned(task, acquired);
     }
     if last.flags & held::STREAMED != 0 {
         stream::returned(task, last.mm, last.flags, acquired);
@@ -130,20 +143,20 @@ pub(crate) fn on_release(mm: u64, mode: u32) {
         if stream::on() && stream::wanted(mm) {
             stream::release(mm, mode);
         }
-        return on_orphan(mm, 0);
+        return on_orphan(mm, mode, 0);
     };
     task.flags &= !flag::PENDING;
     // What found no slot is further in than what did.
-    let index = if task.overflow != 0 && task.overflow_mm == mm { NOT_HELD } else { innermost(task, mm) };
+    let further_in = task.overflow != 0 && task.overflow_mm == mm;
+    let index = if further_in { NOT_HELD } else { innermost(task, mm) };
     if stream::on() && (stream::is_streamed(task, index) || stream::wanted(mm)) {
         stream::release(mm, mode);
     }
     if index == NOT_HELD {
-        if task.overflow != 0 {
-            task.overflow -= 1;
-            return;
+        if further_in || task.overflow != 0 && task.overflow_unsure != 0 {
+            return drop_overflow(task);
         }
-        return on_orphan(mm, task.kernel_faults);
+        return on_orphan(mm, mode, task.kernel_faults);
     }
     let ended = *slot(task, index);
     if ended.flags & mode == 0 {
@@ -165,23 +178,31 @@ pub(crate) fn on_downgrade(ctx: &impl Probed, mm: u64) {
         true => stream::downgrade(task, mm),
         false => stream::lock(task, mm, op::DOWNGRADE, held::READ),
     };
-    if index == NOT_HELD {
+    if task.overflow != 0 && task.overflow_mm == mm && task.overflow_flags & held::WRITE != 0 {
+        task.overflow_flags = downgraded(task.overflow_flags);
+    } else if index == NOT_HELD {
         // Write-held since before tracing began: read-held by this task from now on.
         push(ctx, task, mm, held::READ | held::DOWNGRADED | told.streamed);
     } else {
         let slot = slot(task, index);
-        slot.flags = slot.flags & !held::WRITE | held::READ | held::DOWNGRADED;
+        slot.flags = downgraded(slot.flags);
     }
 }
 
 #[inline(always)]
-fn on_orphan(mm: u64, kernel_faults: u32) {
+fn downgraded(flags: u32) -> u32 {
+    flags & !held::WRITE | held::READ | held::DOWNGRADED
+}
+
+#[inline(always)]
+fn on_orphan(mm: u64, mode: u32, kernel_faults: u32) {
     // While probes are being attached, releases are seen before acquisitions are: that is no loss.
     if all_attached() {
         count(counter::UNMATCHED_RELEASE);
     }
     let time = now();
-    if ORPHAN_RELEASES.insert(&mm, &time, 0).is_err() {
+    // Whether a writer's hold was released by another, the lock's own word tells: it names the writer.
+    if mode & held::READ != 0 && ORPHAN_RELEASES.insert(&mm, &time, 0).is_err() {
         count(counter::ORPHAN_MAP_FULL);
     }
     // A task older than the tracing held this lock unseen; a fault it took meanwhile was not judged.
@@ -190,11 +211,19 @@ fn on_orphan(mm: u64, kernel_faults: u32) {
     }
 }
 
-/// Whether a release by somebody else may have ended a hold that began at `since`.
+/// Whether a release by somebody else may have ended a hold of these [`held`] flags that began at `since`, and that the lock's
+/// word does not rule out.
 #[inline(always)]
-pub(crate) fn given_away(mm: u64, since: u64) -> bool {
+pub(crate) fn given_away(mm: u64, flags: u32, since: u64) -> bool {
     // SAFETY: the value is copied out at once.
-    unsafe { ORPHAN_RELEASES.get(&mm) }.is_some_and(|&time| time > since)
+    flags & held::READ != 0 && unsafe { ORPHAN_RELEASES.get(&mm) }.is_some_and(|&time| time > since)
+}
+
+/// Whether what found no slot proves nothing.
+#[inline(always)]
+pub(crate) fn more_unsure(task: &Task) -> bool {
+    task.overflow_unsure != 0
+        || task.overflow != 0 && given_away(task.overflow_mm, task.overflow_flags, task.overflow_since)
 }
 
 /// An exception is pending and the task goes for its own mm's lock: that is the fault handler, if the stack agrees.
@@ -256,7 +285,7 @@ fn push(ctx: &impl Probed, task: &mut Task, mm: u64, flags: u32) {
         let old = slot(task, index);
         if old.flags & held::WRITE != 0 && flags & held::READ != 0 && flags & held::TENTATIVE == 0 {
             // The mmap_lock tracepoints report a downgrade as a read acquisition.
-            old.flags = old.flags & !held::WRITE | held::READ | held::DOWNGRADED;
+            old.flags = downgraded(old.flags);
             return;
         }
         if flags & held::WRITE != 0 && flags & held::TENTATIVE == 0 {
@@ -266,15 +295,69 @@ fn push(ctx: &impl Probed, task: &mut Task, mm: u64, flags: u32) {
         }
     }
     let depth = anew(&task.depth);
-    if depth >= MAX_HELD as u32 {
-        task.overflow += 1;
-        task.overflow_mm = mm;
-        count(counter::HELD_OVERFLOW);
-        return;
-    }
     let stack = stack_id(ctx, task);
+    // With some there already, what is further in joins them: by that it is told which of two holds of a lock ends first.
+    if depth >= MAX_HELD as u32 || task.overflow != 0 {
+        return push_overflow(task, mm, flags, stack);
+    }
     *slot(task, depth) = Slot { mm, since: now(), flags, stack };
     task.depth = depth + 1;
+}
+
+/// A hold begins that there is no slot for: those are only counted, and told apart as long as they are of one mm.
+#[inline(always)]
+fn push_overflow(task: &mut Task, mm: u64, flags: u32, stack: i32) {
+    let known = task.overflow != 0 && task.overflow_mm == mm && task.overflow_unsure == 0;
+    // See `push`: a downgrade, and what a writer excludes.
+    if known && flags & held::TENTATIVE == 0 {
+        if flags & held::WRITE != 0 {
+            count(counter::STALE_HOLD);
+            task.overflow = 0;
+        } else if task.overflow_flags & held::WRITE != 0 {
+            task.overflow_flags = downgraded(task.overflow_flags);
+            return;
+        }
+    }
+    if task.overflow == 0 {
+        task.overflow_since = now();
+        task.overflow_unsure = 0;
+    } else if !known || (task.overflow_flags ^ flags) & held::WRITE != 0 {
+        task.overflow_unsure = 1;
+    }
+    task.overflow += 1;
+    task.overflow_mm = mm;
+    task.overflow_flags = flags;
+    task.overflow_stack = stack;
+    count(counter::HELD_OVERFLOW);
+}
+
+/// One of those is released, or was never acquired.
+#[inline(always)]
+fn drop_overflow(task: &mut Task) {
+    task.overflow = task.overflow.saturating_sub(1);
+    if task.overflow == 0 {
+        task.overflow_unsure = 0;
+    } else if task.overflow_unsure != 0 {
+        // Whose the last is now, nothing tells.
+        task.overflow_mm = 0;
+    }
+    task.overflow_flags &= !held::TENTATIVE;
+}
+
+/// The attempt that found no slot ended.
+#[inline(always)]
+fn overflow_returned(task: &mut Task, acquired: bool) {
+    if task.overflow == 0 || task.overflow_flags & held::TENTATIVE == 0 {
+        return;
+    }
+    if task.overflow_flags & held::STREAMED != 0 {
+        stream::returned(task, task.overflow_mm, task.overflow_flags, acquired);
+    }
+    if acquired {
+        task.overflow_flags &= !held::TENTATIVE;
+    } else {
+        drop_overflow(task);
+    }
 }
 
 #[inline(always)]

@@ -309,6 +309,12 @@ extern "C" fn order_is_fresh(index: u32) -> u32 {
     if outer.flags & (held::TENTATIVE | OVER) != 0 {
         return 0;
     }
+    // Asked each time, known edge or not: a standstill is told by what is held.
+    if is_over(outer) {
+        slot(order, index).flags |= OVER;
+        count(counter::ORDER_STALE_HOLD);
+        return 0;
+    }
     let mmaps = outer.kind == class::MMAP && order.wanted.kind == class::MMAP;
     if mmaps {
         // The fault of a task that holds the same lock is a violation of its own kind; a new address space is nobody's yet.
@@ -327,13 +333,14 @@ extern "C" fn order_is_fresh(index: u32) -> u32 {
         value[1] = now();
         return 0;
     }
-    // The lock words rule out that the current task holds the lock.
-    if outcome(outer) == Outcome::Failed {
-        slot(order, index).flags |= OVER;
-        count(counter::ORDER_STALE_HOLD);
-        return 0;
-    }
     1
+}
+
+/// Whether the lock words rule out that the current task still holds the lock, or another task has released it, for a reader,
+/// whom no word names.
+#[inline(always)]
+fn is_over(outer: &Slot) -> bool {
+    outcome(outer) == Outcome::Failed || outer.flags & held::READ != 0 && state::given_away(outer.lock, outer.since)
 }
 
 /// Whether the address space belongs to no task yet: fork and exec make them before anybody can reach them
@@ -442,9 +449,15 @@ extern "C" fn order_return(acquired: u32) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn order_release(lock: u64) -> u32 {
-    if let Some(order) = order() {
-        order.flags &= !flag::PENDING;
-        pop(order, lock);
+    let known = match order() {
+        Some(order) => {
+            order.flags &= !flag::PENDING;
+            pop(order, lock)
+        }
+        None => false,
+    };
+    if !known && is_followed() {
+        state::strange(lock);
     }
     0
 }

@@ -17,7 +17,7 @@ use pagetrace_ebpf::wire::{
 
 use super::violation::sem_word;
 use crate::{
-    hooks::lock::given_away,
+    hooks::lock::{given_away, more_unsure},
     kernel::current,
     state::{Task, count, now, slot, task},
 };
@@ -67,7 +67,7 @@ extern "C" fn seen_word(index: u32) -> u64 {
     if sem_word(held.mm, setting::SEM_COUNT).unwrap_or(0) & WAITERS != 0 {
         flags |= QUEUED;
     }
-    if given_away(held.mm, held.since) {
+    if given_away(held.mm, held.flags, held.since) {
         flags |= held::GIVEN_AWAY;
     }
     u64::from(held.stack as u32) << 32 | u64::from(flags)
@@ -82,13 +82,14 @@ pub(crate) fn key(task: &mut Task, stack: i32) {
         let [_, _, _, _, _, locks @ ..] = &mut task.seen_key;
         locks[index] = word;
     }
-    let (access, depth, overflow) = (task.access, task.depth, task.overflow);
+    let (access, depth) = (task.access, task.depth);
+    let more = u64::from(task.overflow != 0) << 8 | u64::from(more_unsure(task)) << 9;
     let [who, mm, ip, id, kind, ..] = &mut task.seen_key;
     *who = current();
     *mm = access.mm;
     *ip = access.ip;
     *id = bpf_get_current_pid_tgid() << 32 | stack as u32 as u64;
-    *kind = u64::from(access.flags) << 32 | u64::from(overflow != 0) << 8 | u64::from(depth);
+    *kind = u64::from(access.flags) << 32 | more | u64::from(depth);
 }
 
 /// Counts the violation that the key was made for when it was told before.

@@ -34,8 +34,7 @@ pub(super) enum Outcome {
 /// The task runs outside of any lock function: an attempt that is still open has ended without being seen.
 #[inline(always)]
 pub(crate) fn settle(task: &mut Task) {
-    let depth = task.depth;
-    if depth != 0 && slot(task, depth - 1).flags & held::TENTATIVE != 0 {
+    if task.attempt_frame != 0 {
         settle_last();
     }
 }
@@ -45,12 +44,22 @@ pub(crate) fn settle(task: &mut Task) {
 #[inline(never)]
 extern "C" fn settle_last() -> u32 {
     let Some(task) = task() else { return 0 };
+    task.attempt_frame = 0;
     let depth = task.depth;
     if depth == 0 || depth > MAX_HELD as u32 {
         return 0;
     }
     let last = *slot(task, depth - 1);
     if last.flags & held::TENTATIVE == 0 {
+        // It found no slot.
+        if task.overflow_flags & held::TENTATIVE != 0 {
+            task.overflow_flags &= !held::TENTATIVE;
+            task.overflow_unsure = 1;
+            count(counter::RETURN_MISSED);
+            if task.overflow_flags & held::STREAMED != 0 {
+                stream::settled(task, task.overflow_mm, task.overflow_flags, op::UNSETTLED);
+            }
+        }
         return 0;
     }
     let outcome = outcome(task, &last, depth - 1);

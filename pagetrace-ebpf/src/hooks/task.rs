@@ -27,13 +27,13 @@ pub(crate) fn on_fork(child: u64) {
     }
 }
 
-/// `sched_process_exec`: the new program's mm is in place.
+/// `sched_process_exec`: the new program's mm is in place. `former` is the id that the thread had until then.
 #[inline(always)]
-pub(crate) fn on_exec() {
+pub(crate) fn on_exec(former: u32) {
     if setting(setting::MM_CACHE) == setting::NONE {
         know_mm(current_mm());
     }
-    target::on_exec();
+    target::on_exec(former);
     if stream::on() {
         stream::on_exec();
     }

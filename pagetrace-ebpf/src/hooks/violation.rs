@@ -10,17 +10,18 @@ use pagetrace_ebpf::wire::{
     kind,
     lock::{Held, MAX_HELD, held},
     setting,
+    stream::seen as mark,
     unwind::WINDOW_ROOM,
 };
 
 use super::{
-    lock::{given_away, remove},
+    lock::{given_away, more_unsure, remove},
     page::page_tell,
     seen,
 };
 use crate::{
     kernel::{current, describe_mm, member, member_or_zero, read, setting},
-    state::{Access, RECORDS, Slot, Task, anew, count, fill_header, flag, holds, slot, task},
+    state::{Access, RECORDS, Slot, Task, anew, count, fill_header, flag, slot, task},
     stream, target,
 };
 
@@ -65,9 +66,58 @@ fn is_over(slot: &Slot, word: u64, owner: u64, access: &Access) -> bool {
 fn prune(task: &mut Task) {
     let mm = task.access.mm;
     let streamed = u32::from(stream::on() && wanted(mm));
+    // What found no slot is further in.
+    if task.overflow != 0 {
+        violation_prune_more(streamed);
+    }
     for back in 0..MAX_HELD as u32 {
         violation_prune(MAX_HELD as u32 - 1 - back, streamed);
     }
+    violation_keep_more();
+}
+
+/// When nothing else is left, what found no slot gets one.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn violation_keep_more() -> u32 {
+    let Some(task) = task() else { return 0 };
+    if task.depth == 0 && task.overflow != 0 && task.overflow_unsure == 0 {
+        *slot(task, 0) = more(task);
+        task.overflow -= 1;
+        task.depth = 1;
+    }
+    0
+}
+
+/// The last hold that found no slot, as if it had.
+#[inline(always)]
+fn more(task: &Task) -> Slot {
+    Slot { mm: task.overflow_mm, since: task.overflow_since, flags: task.overflow_flags, stack: task.overflow_stack }
+}
+
+/// As [`violation_prune`], for what found no slot, as long as that is all one mm's.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn violation_prune_more(streamed: u32) -> u32 {
+    let Some(task) = task() else { return 0 };
+    let copy = more(task);
+    if task.overflow_unsure != 0 || is_held(&copy, &task.access, streamed, mark::MORE) {
+        return 0;
+    }
+    count(counter::STALE_HOLD);
+    task.overflow = 0;
+    0
+}
+
+/// Whether the lock words leave it possible that `slot` is still held; with `streamed` the stream gets them.
+#[inline(always)]
+fn is_held(slot: &Slot, access: &Access, streamed: u32, mark: u32) -> bool {
+    let word = sem_word(slot.mm, setting::SEM_COUNT);
+    let owner = sem_word(slot.mm, setting::SEM_OWNER).unwrap_or(0);
+    if streamed != 0 {
+        stream::words(slot, word, owner, mark);
+    }
+    word.is_none_or(|word| !is_over(slot, word, owner, access))
 }
 
 #[unsafe(no_mangle)]
@@ -78,14 +128,8 @@ extern "C" fn violation_prune(index: u32, streamed: u32) -> u32 {
         return 0;
     }
     let copy = *slot(task, index);
-    let word = sem_word(copy.mm, setting::SEM_COUNT);
-    let owner = sem_word(copy.mm, setting::SEM_OWNER).unwrap_or(0);
-    if streamed != 0 {
-        stream::words(&copy, word, owner);
-    }
-    let Some(word) = word else { return 0 };
     let access = task.access;
-    if is_over(&copy, word, owner, &access) {
+    if !is_held(&copy, &access, streamed, 0) {
         count(counter::STALE_HOLD);
         remove(task, index);
     }
@@ -99,21 +143,22 @@ pub(super) fn wanted(mm: u64) -> bool {
         return true;
     }
     let mut wanted = 0;
-    for index in 0..MAX_HELD as u32 {
+    for index in 0..=MAX_HELD as u32 {
         wanted |= violation_held(index);
     }
     wanted != 0
 }
 
-/// Whether this hold is the target's.
+/// Whether this hold is the target's; behind the slots is the last that found none.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn violation_held(index: u32) -> u32 {
     let Some(task) = task() else { return 0 };
-    if index >= task.depth {
-        return 0;
-    }
-    let held = *slot(task, index);
+    let held = match index {
+        index if index < task.depth => *slot(task, index),
+        index if index == MAX_HELD as u32 && task.overflow != 0 => more(task),
+        _ => return 0,
+    };
     u32::from(held.flags & held::STREAMED != 0 || target::owns(held.mm))
 }
 
@@ -148,7 +193,9 @@ extern "C" fn violation_stands() -> u32 {
     let Some(task) = task() else { return 0 };
     prune(task);
     let mm = task.access.mm;
-    u32::from(holds(task) && wanted(mm))
+    // What the functions called have changed.
+    let held = anew(&task.depth) != 0 || anew(&task.overflow) != 0;
+    u32::from(held && wanted(mm))
 }
 
 /// Whether the violation was told before, with this stack, and only had to be counted.
@@ -188,6 +235,9 @@ fn tell(task: &mut Task, stack: i32, stack_len: i32) {
     record.flags = access.flags;
     if task.overflow != 0 {
         record.flags |= violation::MORE_HELD;
+        if more_unsure(task) {
+            record.flags |= violation::MORE_UNSURE;
+        }
     }
     record.held_len = task.depth;
     for index in 0..MAX_HELD as u32 {
@@ -196,7 +246,7 @@ fn tell(task: &mut Task, stack: i32, stack_len: i32) {
             if index < anew(&task.depth) { *slot(task, index) } else { Slot { mm: 0, since: 0, flags: 0, stack: -1 } };
         describe_hold(&copy, out);
         out.flags &= !held::STREAMED;
-        if copy.mm != 0 && given_away(copy.mm, copy.since) {
+        if copy.mm != 0 && given_away(copy.mm, copy.flags, copy.since) {
             out.flags |= held::GIVEN_AWAY;
         }
     }

@@ -34,6 +34,8 @@ macro_rules! acquire {
                 } else {
                     lock::on_attempt(&ctx, mm, $flags);
                 }
+            } else if !$always || setting(setting::TRACE) == 1 {
+                lock::on_foreign(&ctx);
             }
             0
         }

@@ -63,6 +63,6 @@ both! {
     tb_sys_exit, tr_sys_exit, |ctx| leak::on_user_boundary(&ctx);
     tb_sched_process_fork, tr_sched_process_fork, |ctx| task::on_fork(ctx.arg(1));
     tb_task_newtask, tr_task_newtask, |ctx| task::on_new_task(ctx.arg(0));
-    tb_sched_process_exec, tr_sched_process_exec, |_ctx| task::on_exec();
+    tb_sched_process_exec, tr_sched_process_exec, |ctx| task::on_exec(ctx.arg::<u64>(1) as u32);
     tb_sched_process_free, tr_sched_process_free, |ctx| task::on_free(ctx.arg(0));
 }

@@ -20,6 +20,8 @@ pub mod violation {
     pub const LATENT: u32 = 1 << 4;
     /// No access at all: the task goes back to user mode with the locks, or, when there is no mm, has ended with them.
     pub const LEAKED: u32 = 1 << 5;
+    /// Those that are not listed may be held no more: they prove nothing.
+    pub const MORE_UNSURE: u32 = 1 << 6;
 }
 
 /// Bit of the x86 page-fault error code that tells a write (`X86_PF_WRITE`, arch/x86/include/asm/trap_pf.h).

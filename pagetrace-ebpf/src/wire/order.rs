@@ -15,12 +15,12 @@ pub const NAME_LEN: usize = 32;
 pub mod class {
     /// `mm_struct.mmap_lock`. The owner is the mm, the site the time it was made, where that was seen.
     pub const MMAP: u32 = 1;
-    /// The lock itself. The owner is its address, the site where it was initialised, where that was seen.
+    /// The lock itself. The owner is its address, the site where it was initialised, where that was seen, or, in a slab
+    /// cache that can hold several types, first taken.
     pub const ADDRESS: u32 = 2;
     /// A place in the objects of a slab cache that holds one type. The owner is the cache, the name the cache's.
     pub const SLAB: u32 = 3;
-    /// As [`SLAB`] in a cache that can hold several types: the site tells where the lock was initialised, or, for one
-    /// that is older than the tracing, first taken.
+    /// As [`SLAB`] in a cache that can hold several types: the site tells where the lock was initialised.
     pub const SLAB_SITE: u32 = 4;
     /// A field of an inode. The owner is its `file_system_type`, whose name is the name; the offset counts from the
     /// start of the inode.

@@ -31,8 +31,8 @@ settings! {
     TASK_TGID,
     /// `task_struct.comm`.
     TASK_COMM,
-    /// `task_struct.group_leader`.
-    TASK_LEADER,
+    /// `task_struct.signal`.
+    TASK_SIGNAL,
     /// `task_struct.start_time`, nanoseconds of `CLOCK_MONOTONIC`.
     TASK_START,
     /// `task_struct.pagefault_disabled`.

@@ -51,6 +51,8 @@ pub mod seen {
     pub const WANTED: u32 = 1 << 17;
     /// The lock words could be read.
     pub const READABLE: u32 = 1 << 18;
+    /// The words are of the locks that found no room among those told apart.
+    pub const MORE: u32 = 1 << 19;
 }
 
 wire! {

@@ -93,6 +93,18 @@ wire! {
         pub flags: u32,
         /// Whose lock found no slot last.
         pub overflow_mm: u64,
+        /// When the first of those that found no slot was acquired, nanoseconds of `CLOCK_MONOTONIC`.
+        pub overflow_since: u64,
+        /// Bits of [`super::lock::held`] of the last that found no slot.
+        pub overflow_flags: u32,
+        /// Not 0: what found no slot is not all known to be held, or is not all the same address space's.
+        pub overflow_unsure: u32,
+        /// Id of the stack that acquired the last that found no slot, or a negative errno.
+        pub overflow_stack: i32,
+        /// Explicit padding.
+        pub pad: u32,
+        /// Where on the stack the attempt was entered whose return is waited for; 0 when none is.
+        pub attempt_frame: u64,
         /// Whose lock the event at hand is about.
         pub mm: u64,
         /// A number of the event at hand.

@@ -243,7 +243,8 @@ impl Correlator {
             }
         }
         let certain = certain(record);
-        if certain.is_empty() && record.flags & violation::MORE_HELD == 0 {
+        let more = record.flags & violation::MORE_HELD != 0 && record.flags & violation::MORE_UNSURE == 0;
+        if certain.is_empty() && !more {
             self.uncertain += 1;
             return (Outcome::None, Fate::Uncertain);
         }

@@ -23,6 +23,8 @@ use crate::record::Record;
 
 /// Most tasks, and address spaces, that are followed: a damaged file must not fill the memory.
 const MAX_KNOWN: usize = 1 << 20;
+/// Most words that one fault is told with: those of each hold, and of what there was no room for.
+const MAX_WORDS: usize = 8 * MAX_HELD;
 /// kernel/locking/rwsem.c: `RWSEM_WRITER_LOCKED`, `RWSEM_READER_SHIFT`, and the flag bits of the owner.
 const WRITER: u64 = 1;
 const READER_SHIFT: u32 = 8;
@@ -80,15 +82,73 @@ struct Candidate {
     then: Option<(Lock, u64)>,
 }
 
+/// Holds that there was no room for: counted, and followed as long as they are of one address space.
+#[derive(Debug, Default)]
+struct More {
+    count: u32,
+    mm: u64,
+    write: bool,
+    /// The last was entered and has not returned.
+    open: bool,
+    /// Of several address spaces, or not all known to have been had.
+    unsure: bool,
+    /// As of a [`Hold`].
+    doubted: bool,
+    /// Place of the acquisition of the first.
+    since: u64,
+}
+
+impl More {
+    fn begin(&mut self, hold: Hold) {
+        let known = self.count != 0 && self.mm == hold.mm && !self.unsure;
+        if known && !hold.open {
+            if hold.write {
+                // A writer is alone.
+                *self = Self::default();
+            } else if self.write {
+                self.write = false;
+                return;
+            }
+        }
+        match self.count {
+            0 => *self = Self { since: hold.since, ..Self::default() },
+            _ => self.unsure |= !known || self.write != hold.write,
+        }
+        (self.count, self.mm, self.write, self.open) = (self.count + 1, hold.mm, hold.write, hold.open);
+    }
+
+    fn end(&mut self) {
+        *self = match self.count {
+            0 | 1 => Self::default(),
+            // Whose the last is now, nothing tells.
+            count if self.unsure => Self { count: count - 1, unsure: true, ..Self::default() },
+            count => Self { count: count - 1, open: false, ..*self },
+        };
+    }
+
+    /// The attempt that is open has ended, unseen or not.
+    fn settle(&mut self) {
+        self.unsure |= self.open;
+        self.open = false;
+    }
+
+    fn hold(&self) -> Hold {
+        let Self { mm, write, doubted, since, .. } = *self;
+        Hold { mm, write, doubted, since, open: false, unsure: false }
+    }
+
+    fn proves(&self) -> bool {
+        self.count != 0 && !self.unsure && !self.doubted
+    }
+}
+
 #[derive(Debug, Default)]
 struct Task {
     /// `task_struct.start_time`; 0 while unknown.
     start: u64,
     holds: Vec<Hold>,
     /// Holds that there was no room for.
-    more: u32,
-    /// Whose lock the last of them is of.
-    more_of: u64,
+    more: More,
     /// An exception that may lead to the handler.
     pending: Option<u64>,
     /// Kernel-mode faults taken while nothing was known to be held.
@@ -139,7 +199,7 @@ impl Model {
             }
             Record::Words(words) => {
                 let candidate = self.tasks.get_mut(&words.brief.task).and_then(|task| task.candidate.as_mut());
-                if let Some(candidate) = candidate.filter(|candidate| candidate.words.len() < MAX_HELD) {
+                if let Some(candidate) = candidate.filter(|candidate| candidate.words.len() < MAX_WORDS) {
                     candidate.words.push(*words);
                 }
                 None
@@ -166,6 +226,15 @@ impl Model {
         let task = self.tasks.get_mut(&address)?;
         let candidate = task.candidate.take()?;
         let Candidate { mm, address: fault, ts, own_readers, mut wanted, mut words, then } = candidate;
+        let of_more = words
+            .iter()
+            .position(|words| words.flags & seen::MORE != 0 && words.mm == task.more.mm)
+            .map(|at| words.remove(at));
+        if let Some(words) = of_more.filter(|_| task.more.count != 0 && !task.more.unsure)
+            && rules_out(&words, task.more.write, address, if words.mm == mm { own_readers } else { 0 })
+        {
+            task.more = More::default();
+        }
         // Innermost first: with one address space held twice, the later words are the outer hold's.
         let mut over = Vec::new();
         for (index, hold) in task.holds.iter().enumerate().rev() {
@@ -178,10 +247,14 @@ impl Model {
         for index in over {
             task.holds.remove(index);
         }
+        if task.holds.is_empty() && task.more.count != 0 && !task.more.unsure {
+            task.holds.push(task.more.hold());
+            task.more.end();
+        }
         wanted |= !task.holds.is_empty();
         let mode = |write: bool| if write { LockMode::Write } else { LockMode::Read };
         let mut held: Vec<(u64, LockMode)> = task.holds.iter().map(|hold| (hold.mm, mode(hold.write))).collect();
-        let mut certain = task.more != 0 || task.holds.iter().any(|hold| !hold.unsure && !hold.doubted);
+        let mut certain = task.more.proves() || task.holds.iter().any(|hold| !hold.unsure && !hold.doubted);
         // What is left are locks that the recording was not to follow: another process's, held by another's task.
         for words in words.iter().filter(|words| words.flags & held::STREAMED == 0) {
             let write = words.flags & held::WRITE != 0;
@@ -192,7 +265,7 @@ impl Model {
                 held.push((words.mm, mode(write)));
             }
         }
-        let any = !held.is_empty() || task.more != 0;
+        let any = !held.is_empty() || task.more.count != 0;
         if let Some((lock, place)) = then {
             task.apply(&lock, place);
         }
@@ -211,7 +284,7 @@ impl Model {
         let (place, confirm_by_lock) = (self.place, self.rules.confirm_by_lock);
         let (write, address) = (lock.flags & held::WRITE != 0, lock.brief.task);
         if lock.op == op::RELEASE {
-            return self.release(address, lock.mm);
+            return self.release(address, lock.mm, write);
         }
         let Some(task) = known(&mut self.tasks, &mut self.crowded, address) else { return };
         if matches!(lock.op, op::ATTEMPT | op::ACQUIRED | op::FAILED)
@@ -234,27 +307,30 @@ impl Model {
         task.apply(lock, place);
     }
 
-    fn release(&mut self, address: u64, mm: u64) {
+    fn release(&mut self, address: u64, mm: u64, write: bool) {
         let attached_at = self.rules.attached_at;
         let mut unjudged = false;
         if let Some(task) = self.tasks.get_mut(&address) {
             task.pending = None;
             // What there was no room for is further in than what there was.
-            let further_in = task.more != 0 && task.more_of == mm;
+            let further_in = task.more.count != 0 && task.more.mm == mm;
             if !further_in && let Some(index) = task.holds.iter().rposition(|hold| hold.mm == mm) {
                 task.holds.remove(index);
                 return;
             }
-            if task.more != 0 {
-                task.more -= 1;
+            if further_in || task.more.unsure {
+                task.more.end();
                 return;
             }
             unjudged = task.unjudged && task.start < attached_at;
         }
-        if self.strangers.len() < MAX_KNOWN || self.strangers.contains_key(&mm) {
-            self.strangers.insert(mm, self.place);
-        } else {
-            self.crowded += 1;
+        // Whether a writer's hold was released by another, the lock's own word tells: it names the writer.
+        if !write {
+            if self.strangers.len() < MAX_KNOWN || self.strangers.contains_key(&mm) {
+                self.strangers.insert(mm, self.place);
+            } else {
+                self.crowded += 1;
+            }
         }
         self.before_known += u64::from(unjudged);
     }
@@ -320,14 +396,16 @@ fn rules_out(words: &Words, write: bool, task: u64, own: u64) -> bool {
 impl Task {
     /// The task faults: which of its holds are in doubt is settled now, whatever is released later.
     fn faults(&mut self, candidate: Candidate, strangers: &HashMap<u64, u64>) {
+        let doubted = |mm: u64, since: u64| strangers.get(&mm).is_some_and(|place| *place > since);
         for hold in &mut self.holds {
-            hold.doubted = strangers.get(&hold.mm).is_some_and(|place| *place > hold.since);
+            hold.doubted = !hold.write && doubted(hold.mm, hold.since);
         }
+        self.more.doubted = !self.more.write && doubted(self.more.mm, self.more.since);
         self.candidate = Some(candidate);
     }
 
     fn holds_any(&self) -> bool {
-        !self.holds.is_empty() || self.more != 0
+        !self.holds.is_empty() || self.more.count != 0
     }
 
     /// What a lock's event changes, besides telling of a fault.
@@ -340,20 +418,30 @@ impl Task {
                 if let Some(last) = self.holds.last_mut().filter(|last| last.open) {
                     (last.open, last.unsure) = (false, true);
                 }
+                self.more.settle();
                 self.begin(begin);
             }
-            op::ACQUIRED => self.acquire(begin),
+            op::ACQUIRED => {
+                self.more.settle();
+                self.acquire(begin);
+            }
             op::RETURNED_OK => {
                 if let Some(last) = self.holds.last_mut().filter(|last| last.open) {
                     (last.open, last.since) = (false, place);
                 }
+                self.more.open = false;
             }
             op::SETTLED | op::UNSETTLED => {
                 if let Some(last) = self.holds.last_mut().filter(|last| last.open) {
                     (last.open, last.unsure) = (false, lock.op == op::UNSETTLED);
                 }
+                self.more.settle();
             }
+            op::RETURNED_FAIL if self.more.open => self.more.end(),
             op::RETURNED_FAIL => drop(self.holds.pop_if(|last| last.open)),
+            op::DOWNGRADE if self.more.count != 0 && self.more.mm == lock.mm && self.more.write => {
+                self.more.write = false;
+            }
             op::DOWNGRADE => match self.holds.iter_mut().rfind(|hold| hold.mm == lock.mm) {
                 Some(hold) => hold.write = false,
                 None => self.begin(Hold { write: false, ..begin }),
@@ -364,11 +452,11 @@ impl Task {
 
     /// A hold begins; without room it is only counted.
     fn begin(&mut self, hold: Hold) {
-        if self.holds.len() < MAX_HELD {
+        // With some there already, what is further in joins them.
+        if self.holds.len() < MAX_HELD && self.more.count == 0 {
             self.holds.push(hold);
         } else {
-            self.more += 1;
-            self.more_of = hold.mm;
+            self.more.begin(hold);
         }
     }
 

@@ -61,7 +61,7 @@ layout! {
             /// Depth of `pagefault_disable()`; a fault is only a failed access while it is not zero.
             pagefault_disabled = "pagefault_disabled",
             /// The process's first thread.
-            group_leader = "group_leader",
+            signal = "signal",
             /// The task that gets the wait status.
             real_parent = "real_parent",
         }

@@ -102,7 +102,7 @@ pub fn settings(btf: &Btf, kallsyms: Option<&Kallsyms>, offsets: &Offsets, plan:
         (setting::TASK_PID, task.pid),
         (setting::TASK_TGID, task.tgid),
         (setting::TASK_COMM, task.comm),
-        (setting::TASK_LEADER, task.group_leader),
+        (setting::TASK_SIGNAL, task.signal),
         (setting::TASK_NOFAULT, task.pagefault_disabled),
         (setting::MM_LOCK, mm.mmap_lock),
         (setting::SEM_COUNT, rwsem.count),

@@ -173,8 +173,10 @@ pub fn name(lock: &Lock, names: &Symbolizer, fields: &LockFields) -> Name {
     let offset = lock.class.offset & !class::DIRECTORY;
     let (text, by) = match lock.class.kind {
         class::MMAP => ("mmap_lock".to_owned(), NamedBy::MmStruct),
-        class::ADDRESS => self::variable(variable, names)
-            .unwrap_or_else(|| (format!("lock at {:#x}", lock.address), NamedBy::Address)),
+        class::ADDRESS => self::variable(variable, names).unwrap_or_else(|| {
+            let place = if site == 0 { String::new() } else { format!(" ({})", place(lock, site, names)) };
+            (format!("lock at {:#x}{place}", lock.address), NamedBy::Address)
+        }),
         class::SLAB => match fields.in_cache(&lock.class_name, offset) {
             Some(field) => (field.to_owned(), NamedBy::SlabAndBtf),
             None => (format!("{}+{offset:#x}", lock.class_name), NamedBy::Slab),
@@ -184,13 +186,16 @@ pub fn name(lock: &Lock, names: &Symbolizer, fields: &LockFields) -> Name {
             let what = if lock.class.offset & class::DIRECTORY != 0 { " directory" } else { "" };
             (format!("{field} ({}{what})", lock.class_name), NamedBy::Inode)
         }
-        _ => {
-            let how = if lock.site_is_init { "initialised" } else { "first taken" };
-            let site = names.frames(&[site]).first().map_or_else(|| format!("{site:#x}"), Frame::text);
-            (format!("{}+{offset:#x} ({how} in {site})", lock.class_name), NamedBy::SlabAndSite)
-        }
+        _ => (format!("{}+{offset:#x} ({})", lock.class_name, place(lock, site, names)), NamedBy::SlabAndSite),
     };
     Name { text, by }
+}
+
+/// The place that the site of a class tells.
+fn place(lock: &Lock, site: u64, names: &Symbolizer) -> String {
+    let how = if lock.site_is_init { "initialised" } else { "first taken" };
+    let site = names.frames(&[site]).first().map_or_else(|| format!("{site:#x}"), Frame::text);
+    format!("{how} in {site}")
 }
 
 fn reported_lock(lock: &Lock, names: &Symbolizer, fields: &LockFields) -> ReportedLock {
@@ -320,14 +325,16 @@ fn advice(shape: Shape, edges: &[ReportedEdge]) -> String {
         }
         Shape::Classes => {
             let by_fault = edges.iter().find(|edge| edge.cause != Cause::Lock);
+            // A cycle begins with what is wanted under mmap_lock and ends with what mmap_lock is wanted under.
             let inner = edges.first().map_or("the other lock", |edge| edge.wanted.name.text.as_str());
+            let outer = edges.last().map_or("the other lock", |edge| edge.held.name.text.as_str());
             let way = match by_fault {
                 Some(edge) => format!(
                     "Do not touch user memory while {} is held: copy before it is taken, or to a kernel buffer and to the \
                      user after it is released.",
                     edge.held.name.text
                 ),
-                None => format!("Take mmap_lock before {inner} everywhere, or drop {inner} before mmap_lock is wanted."),
+                None => format!("Take mmap_lock before {outer} everywhere, or drop {outer} before mmap_lock is wanted."),
             };
             format!(
                 "{way} The other way round is hardly ever open: mmap_lock is held when a driver's mmap() and fault handlers \

@@ -19,7 +19,9 @@ pub fn run(tool: &Tool, ways: &[&str], tally: &mut Tally) {
         tally.case(&format!("random/{attach}"), || random(tool, attach));
     }
     if ways.contains(&"kprobe") {
-        tally.case("random/crowded", || crowded(tool));
+        for case in crowd::CASES {
+            tally.case(&format!("random/crowded-{case}"), || crowded(tool, case));
+        }
     }
 }
 
@@ -47,14 +49,14 @@ fn random(tool: &Tool, attach: &str) -> Result<()> {
 }
 
 /// With no room left, a return is missed each time; a lock that can only be held by then counts as held.
-fn crowded(tool: &Tool) -> Result<()> {
+fn crowded(tool: &Tool, case: &str) -> Result<()> {
     const TIMES: u64 = 3;
-    let ended = tool.run(tool.check(&["--attach", "kprobe"], &["crowded", crowd::CASE, &TIMES.to_string()]))?;
+    let ended = tool.run(tool.check(&["--attach", "kprobe"], &["crowded", case, &TIMES.to_string()]))?;
     ensure!(ended.log.contains("crowded: ok"), "not exercised: {}", tail(&ended.log));
     let report = report::parse(&ended.stdout)?;
     ensure!(report::loss(&report, "return_settled") >= TIMES, "no return was missed: {}", report["loss"]);
     ensure!(report::loss(&report, "return_missed") == 0, "locks are unsure: {}", report["loss"]);
-    let comm = cases::comm_of(crowd::CASE);
+    let comm = cases::comm_of(case);
     let found = list(&report["findings"]).iter().filter(|finding| report::comm(finding) == comm);
     let times: u64 = found.filter_map(|finding| finding["count"].as_u64()).sum();
     ensure!(times == TIMES, "it was found {times} times, not {TIMES}; {}", report["loss"]);

@@ -22,6 +22,10 @@ use crate::fixture::cases;
 /// Runs these cases. `host`: nothing is mounted there.
 pub fn run(tool: &Tool, host: bool, tally: &mut Tally) {
     tally.case("target/pid-acts", || seen(tool, &["uprobe-fault"], |actor, _| vec!["-p".into(), actor.to_string()]));
+    // A child whose other thread has executed the program: it is the first thread now.
+    tally.case("target/child-by-thread-acts", || {
+        seen(tool, &["in-child", "by-thread", "uprobe-fault"], |actor, _| vec!["-p".into(), actor.to_string()])
+    });
     tally.case("target/tid-acts", || seen(tool, &["uprobe-fault"], |actor, _| vec!["-t".into(), actor.to_string()]));
     tally.case("target/comm-acts", || {
         seen(tool, &["uprobe-fault"], |_, _| vec!["-c".into(), cases::comm_of("uprobe-fault")])
@@ -74,7 +78,8 @@ impl Drop for Process {
 fn seen(tool: &Tool, words: &[&str], target: impl FnOnce(u32, u32) -> Vec<String>) -> Result<()> {
     let (code, report, stderr) = watch(tool, words, target)?;
     ensure!(code == Some(1), "ended with {code:?}, not 1: {stderr}");
-    let comm = cases::comm_of(if words == ["iter-fault-of"] { "iter-fault" } else { words[0] });
+    let case = words.last().copied().unwrap_or_default();
+    let comm = cases::comm_of(if case == "iter-fault-of" { "iter-fault" } else { case });
     let found = report::list(&report["findings"]).iter().any(|finding| report::comm(finding) == comm);
     ensure!(found, "no finding about {comm}: {}", report["findings"]);
     Ok(())

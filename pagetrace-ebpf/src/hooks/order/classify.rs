@@ -117,7 +117,22 @@ fn by_memory(lock: u64, out: &mut Slot) -> Found {
     }
     out.kind = class::SLAB_SITE;
     out.site = site;
-    if site == 0 { Found::NeedsSite } else { Found::Whole }
+    if site == 0 {
+        return Found::NeedsSite;
+    }
+    if site & INITIALISED == 0 {
+        by_itself(out);
+    }
+    Found::Whole
+}
+
+/// A lock whose type nothing tells: another that is first taken in the same place can be of another type, since functions
+/// that take locks serve many.
+#[inline(always)]
+fn by_itself(out: &mut Slot) {
+    out.kind = class::ADDRESS;
+    out.owner = out.lock;
+    out.offset = 0;
 }
 
 /// Whether objects of several types come from this cache: by its name one of kmalloc's, or merged with others (mm/slab_common.c,
@@ -163,13 +178,11 @@ pub(crate) fn site(ctx: &impl EbpfContext) -> u64 {
     0
 }
 
-/// The class of a lock whose site had to be found.
+/// The class of a lock whose site had to be found: it says where to look for the lock.
 #[inline(always)]
 pub(crate) fn sited(site: u64, out: &mut Slot) {
+    by_itself(out);
     if site == 0 {
-        out.kind = class::ADDRESS;
-        out.owner = out.lock;
-        out.offset = 0;
         return;
     }
     out.site = site & !INITIALISED;

@@ -113,16 +113,33 @@ fn overflow(order: &mut Order) {
     count(counter::ORDER_HELD_OVERFLOW);
 }
 
-/// Removes the innermost hold of this lock.
+/// When somebody who did not hold a lock last released it, nanoseconds of `CLOCK_MONOTONIC`. The oldest go when it is full.
+#[map]
+static ORDER_STRANGERS: LruHashMap<u64, u64> = LruHashMap::with_max_entries(4096, 0);
+
+/// A lock is released by a task that is followed and does not hold it.
 #[inline(always)]
-pub(crate) fn pop(order: &mut Order, lock: u64) {
+pub(crate) fn strange(lock: u64) {
+    let _ = ORDER_STRANGERS.insert(&lock, &now(), 0);
+}
+
+/// Whether a hold of a lock that began at `since` may have been released by another task.
+#[inline(always)]
+pub(crate) fn given_away(lock: u64, since: u64) -> bool {
+    // SAFETY: the value is copied out at once.
+    unsafe { ORDER_STRANGERS.get(&lock) }.is_some_and(|&time| time > since)
+}
+
+/// Removes the innermost hold of this lock; whether there was one.
+#[inline(always)]
+pub(crate) fn pop(order: &mut Order, lock: u64) -> bool {
     let depth = order.depth;
     if depth == 0 || depth > MAX_ORDER as u32 {
-        return;
+        return false;
     }
     if slot(order, depth - 1).lock == lock {
         order.depth = depth - 1;
-        return;
+        return true;
     }
     let mut found = MAX_ORDER as u32;
     for index in 0..MAX_ORDER as u32 {
@@ -132,7 +149,7 @@ pub(crate) fn pop(order: &mut Order, lock: u64) {
         found = through(&mut order.number, found);
     }
     if found == MAX_ORDER as u32 {
-        return;
+        return false;
     }
     for next in 1..MAX_ORDER as u32 {
         if next > through(&mut order.number, found) && next < anew(&order.depth) {
@@ -141,6 +158,7 @@ pub(crate) fn pop(order: &mut Order, lock: u64) {
         }
     }
     order.depth = anew(&order.depth).saturating_sub(1);
+    true
 }
 
 /// The attempt made last, whose return is waited for.

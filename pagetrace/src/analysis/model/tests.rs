@@ -26,8 +26,9 @@ fn held_of(derived: &Derived) -> BTreeSet<(u64, bool)> {
     derived.held.iter().map(|(mm, mode)| (*mm, *mode == LockMode::Write)).collect()
 }
 
-/// Plays one schedule, and says what is wrong with what was derived of it.
-fn check(seed: u64) -> Result<u64, String> {
+/// Plays one schedule, and says what is wrong with what was derived of it; how many violations it has, and how many of those
+/// by tasks with more locks than are told apart.
+fn check(seed: u64) -> Result<(u64, u64), String> {
     let world = World::new(seed).play();
     let derived = derive(world.rules(), &world.records);
     let excused = |task: u64, address: u64| world.excused.contains(&(task, address));
@@ -38,6 +39,9 @@ fn check(seed: u64) -> Result<u64, String> {
         let found = derived.iter().find(|found| (found.task, found.address) == (truth.task, truth.address));
         match found {
             Some(found) if held_of(found) == truth.held && found.certain => {}
+            Some(_) if truth.piled => {}
+            // Which of its locks a task with that many releases is not known: it may be taken for another's.
+            Some(found) if held_of(found) == truth.held && world.ever_piled => {}
             other => return Err(format!("schedule {seed}: {truth:x?} was derived as {other:x?}")),
         }
     }
@@ -47,7 +51,7 @@ fn check(seed: u64) -> Result<u64, String> {
             return Err(format!("schedule {seed}: nothing was held, but derived was {found:x?}"));
         }
     }
-    Ok(world.truths.len() as u64)
+    Ok((world.truths.len() as u64, world.truths.iter().filter(|truth| truth.piled).count() as u64))
 }
 
 /// How many schedules: many, or as many as somebody has time for.
@@ -57,11 +61,15 @@ fn schedules() -> u64 {
 
 #[test]
 fn what_is_derived_is_what_was_held() {
-    let mut violations = 0;
+    let (mut violations, mut piled) = (0, 0);
     for seed in 0..schedules() {
-        violations += check(seed).unwrap_or_else(|why| panic!("{why}"));
+        let of = check(seed).unwrap_or_else(|why| panic!("{why}"));
+        (violations, piled) = (violations + of.0, piled + of.1);
     }
-    assert!(violations > schedules() / 10, "the schedules hardly violate anything: {violations}");
+    assert!(
+        violations > schedules() / 10 && piled > schedules() / 100,
+        "the schedules hardly violate anything: {violations}"
+    );
 }
 
 #[test]

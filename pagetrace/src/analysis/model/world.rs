@@ -79,6 +79,8 @@ pub(super) struct Truth {
     pub(super) task: u64,
     pub(super) address: u64,
     pub(super) held: BTreeSet<(u64, bool)>,
+    /// Not all of them can be known by name.
+    pub(super) piled: bool,
 }
 
 pub(super) struct World {
@@ -89,10 +91,18 @@ pub(super) struct World {
     clock: u64,
     next_task: u64,
     told: bool,
+    /// Holds of each task as far as events tell them: acquisitions less its own releases.
+    told_holds: BTreeMap<u64, u32>,
+    /// Tasks that have held more locks at once than are told apart.
+    piled: BTreeSet<u64>,
+    /// There was such a task.
+    pub(super) ever_piled: bool,
     /// Locks whose reader was handed to another task: whether the giver still holds it cannot be known.
     doubtful: BTreeSet<u64>,
     /// Locks taken before the tracing.
     unseen: BTreeSet<(u64, u64)>,
+    /// Tasks that have held such, or have released what others had taken.
+    strange: BTreeSet<u64>,
     pub(super) records: Vec<Record>,
     pub(super) truths: Vec<Truth>,
     /// Faults that nothing can be demanded of.
@@ -114,7 +124,11 @@ impl World {
             clock: 1,
             next_task: 0xffff_8880_1000_0000,
             told: false,
+            told_holds: BTreeMap::new(),
+            piled: BTreeSet::new(),
+            ever_piled: false,
             doubtful: BTreeSet::new(),
+            strange: BTreeSet::new(),
             unseen: BTreeSet::new(),
             records: Vec::new(),
             truths: Vec::new(),
@@ -158,6 +172,11 @@ impl World {
 
     /// Tells of an acquisition as the hooks see it.
     fn told_acquisition(&mut self, actor: &Actor, mm: u64, mode: u32, can_fail: bool, had: bool) {
+        // One that fails takes room until it has.
+        self.counts(actor.address);
+        if !had {
+            self.uncount(actor.address);
+        }
         match (self.attach, can_fail) {
             (Attach::Functions, true) => {
                 self.lock_event(actor, mm, op::ATTEMPT, mode);
@@ -192,7 +211,7 @@ impl World {
         let who = self.dice.roll(self.actors.len() as u64) as usize;
         let actor = self.actors[who].clone();
         let mm = MMS[self.dice.roll(MMS.len() as u64) as usize];
-        match self.dice.roll(20) {
+        match self.dice.roll(21) {
             0..=4 => self.read_lock(&actor, mm),
             5..=6 => self.write_lock(&actor, mm),
             7..=10 => self.release_something(&actor),
@@ -201,6 +220,7 @@ impl World {
             16 => self.nofault(&actor, mm),
             17 => self.hand_over(&actor),
             18 => self.end(who),
+            19 => self.pile(&actor, mm),
             _ => self.be_born(),
         }
     }
@@ -210,37 +230,53 @@ impl World {
         let had = self.sems[&mm].writer.is_none();
         // A reader that would have to wait only tries.
         let tries = !had || self.dice.one_in(3);
-        if self.hands_full(task) {
-            return;
-        }
         if had {
             let sem = self.sems.get_mut(&mm).unwrap();
             *sem.readers.entry(task).or_insert(0) += 1;
             sem.last_reader = task;
             if !self.told {
                 self.unseen.insert((task, mm));
+                self.strange.insert(task);
             }
         }
         let mode = held::READ | if tries { held::TRY } else { 0 };
         self.told_acquisition(actor, mm, mode, tries, had);
     }
 
-    /// Whether a task's state has no room for more locks: what overflows is not told apart.
-    fn hands_full(&self, task: u64) -> bool {
-        let read: u32 = self.sems.values().map(|sem| sem.readers.get(&task).copied().unwrap_or(0)).sum();
-        let written = self.sems.values().filter(|sem| sem.writer == Some(task)).count();
-        read as usize + written >= MAX_HELD - 1
+    /// One address space's lock, time and again; sometimes another task lets go of all that.
+    fn pile(&mut self, actor: &Actor, mm: u64) {
+        let times = MAX_HELD as u64 - 2 + self.dice.roll(6);
+        for _ in 0..times {
+            self.read_lock(actor, mm);
+        }
+        if self.dice.one_in(2) {
+            (0..times).for_each(|_| self.hand_over(actor));
+        }
+    }
+
+    fn uncount(&mut self, task: u64) {
+        if let Some(holds) = self.told_holds.get_mut(&task) {
+            *holds = holds.saturating_sub(1);
+        }
+    }
+
+    /// A hold began that events tell of.
+    fn counts(&mut self, task: u64) {
+        let holds = self.told_holds.entry(task).or_default();
+        *holds += u32::from(self.told);
+        if *holds as usize > MAX_HELD {
+            self.piled.insert(task);
+            self.ever_piled = true;
+        }
     }
 
     fn write_lock(&mut self, actor: &Actor, mm: u64) {
-        if self.hands_full(actor.address) {
-            return;
-        }
         let had = self.sems[&mm].free();
         if had {
             self.sems.get_mut(&mm).unwrap().writer = Some(actor.address);
             if !self.told {
                 self.unseen.insert((actor.address, mm));
+                self.strange.insert(actor.address);
             }
         }
         let tries = !had || self.dice.one_in(3);
@@ -258,7 +294,9 @@ impl World {
             sem.drop_reader(task);
         }
         let still = sem.readers.contains_key(&task);
-        if self.unseen.contains(&(task, mm)) {
+        if !self.unseen.contains(&(task, mm)) {
+            self.uncount(task);
+        } else {
             // To whoever did not see it taken, this is a stranger's release.
             self.doubtful.insert(mm);
             if !still {
@@ -283,6 +321,10 @@ impl World {
         sem.writer = None;
         sem.readers.insert(actor.address, 1);
         sem.last_reader = actor.address;
+        if self.unseen.contains(&(actor.address, mm)) {
+            // From now on events tell of it.
+            self.counts(actor.address);
+        }
         let seen_as = if self.attach == Attach::Functions { op::DOWNGRADE } else { op::ACQUIRED };
         self.lock_event(actor, mm, seen_as, held::READ);
     }
@@ -299,6 +341,7 @@ impl World {
         }
         self.sems.get_mut(&mm).unwrap().drop_reader(actor.address);
         self.doubtful.insert(mm);
+        self.strange.insert(stranger.address);
         if !self.sems[&mm].readers.contains_key(&actor.address) {
             self.unseen.remove(&(actor.address, mm));
         }
@@ -315,11 +358,15 @@ impl World {
         let truth = self.really_holds(task);
         if self.told {
             let blind = truth.iter().any(|(of, _)| self.unseen.contains(&(task, *of)));
-            if blind || self.doubtful.iter().any(|of| self.model_may_think(task, *of)) {
+            // Of a lock that nobody holds the words tell.
+            let unsure = |of: &u64| !self.sems[of].free() && self.model_may_think(task, *of);
+            // A release of a lock that it was not seen to take is taken for that of another, when there are too many to tell.
+            let blind = blind || self.piled.contains(&task) && self.strange.contains(&task);
+            if blind || self.doubtful.iter().any(unsure) {
                 self.excused.insert((task, address));
             }
             if !truth.is_empty() {
-                self.truths.push(Truth { task, address, held: truth });
+                self.truths.push(Truth { task, address, held: truth, piled: self.piled.contains(&task) });
             }
         }
         let brief = self.brief(task, 17);
@@ -368,9 +415,9 @@ impl World {
         let brief = self.brief(task, 21);
         let all: Vec<_> = self.sems.iter().map(|(mm, sem)| (*mm, sem.words())).collect();
         for (mm, (count, sem_owner)) in all {
-            // As often as the lock can be held.
-            for _ in 0..2 {
-                let flags = held::STREAMED | seen::READABLE;
+            // As often as the lock can be held, and once for what there is no room for.
+            for more in [seen::MORE].into_iter().chain([0; MAX_HELD]) {
+                let flags = held::STREAMED | seen::READABLE | more;
                 self.tell(Record::Words(Words { brief, mm, count, sem_owner, flags, pad: 0 }));
             }
         }
@@ -410,6 +457,9 @@ impl World {
             }
         }
         self.actors.remove(who);
+        self.told_holds.remove(&actor.address);
+        self.piled.remove(&actor.address);
+        self.strange.remove(&actor.address);
         let brief = self.brief(actor.address, 19);
         self.tell(Record::Task(stream::Task { brief, op: life::FREE, start: actor.born, ..stream::Task::default() }));
     }
