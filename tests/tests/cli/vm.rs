@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -84,6 +85,12 @@ fn a_command_that_cannot_run_there_is_said_before_a_machine_starts() -> Result<(
     run("/no/such/command")?.exits(127)?.says("/no/such/command")?.silent()?;
     run("/")?.exits(126)?.says("directory")?.silent()?;
     let script = write(&scratch.0.join("script"), b"#!/no/such/interpreter\n")?;
+    run(&script)?.exits(126)?.says("not executable")?.silent()?;
+    let plain = write(&scratch.0.join("plain"), b"true\n")?;
+    for file in [&script, &plain] {
+        fs::set_permissions(file, fs::Permissions::from_mode(0o755))?;
+    }
+    run(&plain)?.exits(126)?.says("names its interpreter")?.silent()?;
     run(&script)?.exits(126)?.says("needs /no/such/interpreter")?.silent()?;
     // A program whose library has gone since it was linked.
     let (library, program) = (scratch.0.join("libptgone.so"), scratch.0.join("program"));
