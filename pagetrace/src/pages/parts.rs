@@ -33,7 +33,7 @@ pub(super) fn parts(first: u64, entries: &[Entry], huge: Huge, parts: &mut Vec<P
         Huge::Unasked => return parts.push(every(None)),
         Huge::None => return parts.push(every(Some(false))),
         Huge::All => return parts.push(every(Some(true))),
-        Huge::Ask | Huge::Alike | Huge::Untold => {}
+        Huge::Ask | Huge::Alike | Huge::Zeros | Huge::Untold => {}
     }
     let mut at = 0;
     while at < entries.len() {
@@ -45,7 +45,7 @@ pub(super) fn parts(first: u64, entries: &[Entry], huge: Huge, parts: &mut Vec<P
         let (of, ask) = match huge {
             _ if !alike => (Some(false), false),
             Huge::Alike => (Some(true), false),
-            Huge::Ask => (None, true),
+            Huge::Ask | Huge::Zeros => (None, true),
             _ => (None, false),
         };
         match parts.last_mut() {
@@ -81,6 +81,26 @@ pub(super) fn decide(
         }
     }
     Ok(())
+}
+
+/// Decides block by block where only what is of zeros is huge: `zero` tells that of a frame, or that it cannot.
+pub(super) fn zeros(entries: &[Entry], parts: &mut Vec<Part>, mut zero: impl FnMut(u64) -> Option<bool>) {
+    let asked = std::mem::take(parts);
+    for part in asked {
+        if !part.ask {
+            parts.push(part);
+            continue;
+        }
+        for start in part.at.clone().step_by(BLOCK as usize) {
+            let at = start..(start + BLOCK as usize).min(part.at.end);
+            // The page of zeros is nobody's alone.
+            let huge = match entries.get(start) {
+                Some(first) if first.exclusive() => Some(false),
+                first => first.and_then(|first| first.pfn()).and_then(&mut zero),
+            };
+            parts.push(Part { at, huge, ask: false });
+        }
+    }
 }
 
 /// How to make pieces.
@@ -210,6 +230,23 @@ mod tests {
     }
 
     #[test]
+    fn where_only_zeros_are_huge_each_block_is_told_by_its_frame() {
+        let shared = |from| block(from).map(|entry| Entry::from_raw(entry.raw() & !(1 << 56)));
+        let entries: Vec<Entry> = [512, 1024, 4096, 7].into_iter().flat_map(shared).chain(block(512)).collect();
+        let mut cut = Vec::new();
+        parts(0, &entries, Huge::Zeros, &mut cut);
+        zeros(&entries, &mut cut, |pfn| match pfn {
+            512 => Some(true),
+            1024 => Some(false),
+            _ => None,
+        });
+        let told: Vec<_> = cut.iter().map(|part| (part.at.start, part.huge, part.ask)).collect();
+        // What does not look huge is not, and what is somebody's alone is not of zeros.
+        let expected = [(0, Some(true)), (512, Some(false)), (1024, None), (1536, Some(false)), (2048, Some(false))];
+        assert_eq!(told, expected.map(|(start, huge)| (start, huge, false)));
+    }
+
+    #[test]
     fn the_page_of_zeros_is_told_by_its_frame_or_not_at_all() {
         let entries = [9, 9, 4, 9].map(|pfn| Entry::from_raw(1 << 63 | pfn));
         let none = [Part { at: 0..4, huge: Some(false), ask: false }];
@@ -226,7 +263,7 @@ mod tests {
         fn nothing_is_lost(first in 0_u64..2000, raw in prop::collection::vec(prop_oneof![Just(0), Just(1 << 63), Just(1 << 62), any::<u64>()], 0..1500), from in 0_u64..4000, length in 0_u64..2000) {
             let entries: Vec<Entry> = raw.into_iter().map(Entry::from_raw).collect();
             let wanted = from..from + length;
-            for huge in [Huge::Unasked, Huge::Alike, Huge::Untold, Huge::None, Huge::All] {
+            for huge in [Huge::Unasked, Huge::Alike, Huge::Zeros, Huge::Untold, Huge::None, Huge::All] {
                 let mut cut = Vec::new();
                 parts(first, &entries, huge, &mut cut);
                 let mut seen = Seen::default();

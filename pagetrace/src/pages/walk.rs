@@ -92,6 +92,8 @@ pub(super) enum Huge {
     Ask,
     /// All blocks that look like it are.
     Alike,
+    /// Those of zeros are, which their frames tell.
+    Zeros,
     /// It cannot be told of blocks that look like it.
     Untold,
 }
@@ -265,10 +267,12 @@ impl Walker {
         match sums {
             None => Ok(Huge::Untold),
             Some((_, true)) => Ok(Huge::All),
-            Some((0, false)) if vma.backing() != Backing::Anonymous => Ok(Huge::None),
+            // A huge page of zeros is in none of the kernel's sums.
+            Some((0, false)) if vma.backing() == Backing::Anonymous => Ok(Huge::Zeros),
+            Some((0, false)) => Ok(Huge::None),
             // The kernel says how much of it is huge. If as much looks like it, that is it.
             Some((bytes, false)) => {
-                let (mut alike, mut zeros, mut hidden) = (0, 0, 0);
+                let mut alike = 0;
                 let mut at = within.start.next_multiple_of(BLOCK);
                 while at + BLOCK <= within.end {
                     let entries =
@@ -283,23 +287,13 @@ impl Walker {
                         let zero =
                             pfn.and_then(|pfn| parts::zero_by_flags(self.frames.as_mut()?, pfn, &mut self.scratch));
                         // A huge page of zeros is always mapped as a whole, and in none of the kernel's sums.
-                        match zero {
-                            Some(true) => zeros += 1,
-                            told => {
-                                alike += 1;
-                                hidden += u64::from(told.is_none());
-                            }
-                        }
+                        alike += u64::from(zero != Some(true));
                     }
                     self.effort.reads += 1;
                     pause(self.pause);
                 }
-                Ok(match alike * BLOCK * self.page_size == bytes {
-                    // None is in the sum, and none that is in no sum.
-                    _ if bytes == 0 && zeros == 0 && hidden == 0 => Huge::None,
-                    true => Huge::Alike,
-                    false => Huge::Untold,
-                })
+                let agree = alike * BLOCK * self.page_size == bytes;
+                Ok(if agree { Huge::Alike } else { Huge::Untold })
             }
         }
     }
@@ -440,6 +434,9 @@ impl Walker {
                         }
                         Ok(pages / *page_size)
                     })?;
+                }
+                if huge == Huge::Zeros {
+                    parts::zeros(entries, parts, |pfn| parts::zero_by_flags(frames.as_mut()?, pfn, scratch));
                 }
                 let split = Split { wanted, zero: *zero_pfn, extra };
                 split.pieces(first, entries, parts, (frames, scratch), visit)?;
