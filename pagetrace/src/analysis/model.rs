@@ -23,7 +23,7 @@ use crate::record::Record;
 
 /// Most tasks, and address spaces, that are followed: a damaged file must not fill the memory.
 const MAX_KNOWN: usize = 1 << 20;
-/// Most words that one fault is told with: those of each hold, and of what there was no room for.
+/// Most words that are kept of one fault: far more than it is told with, those of each hold and of what there was no room for.
 const MAX_WORDS: usize = 8 * MAX_HELD;
 /// kernel/locking/rwsem.c: `RWSEM_WRITER_LOCKED`, `RWSEM_READER_SHIFT`, and the flag bits of the owner.
 const WRITER: u64 = 1;
@@ -54,7 +54,7 @@ pub struct Derived {
     pub certain: bool,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 struct Hold {
     mm: u64,
     write: bool,
@@ -86,59 +86,51 @@ struct Candidate {
 #[derive(Debug, Default)]
 struct More {
     count: u32,
-    mm: u64,
-    write: bool,
-    /// The last was entered and has not returned.
-    open: bool,
-    /// Of several address spaces, or not all known to have been had.
-    unsure: bool,
-    /// As of a [`Hold`].
-    doubted: bool,
-    /// Place of the acquisition of the first.
-    since: u64,
+    /// The last of them, but since the first; unsure when they are of several address spaces, or not all known to have been had.
+    last: Hold,
 }
 
 impl More {
+    /// Whether they are known to be all of this address space.
+    fn are_of(&self, mm: u64) -> bool {
+        self.count != 0 && self.last.mm == mm && !self.last.unsure
+    }
+
     fn begin(&mut self, hold: Hold) {
-        let known = self.count != 0 && self.mm == hold.mm && !self.unsure;
+        let known = self.are_of(hold.mm);
         if known && !hold.open {
             if hold.write {
                 // A writer is alone.
                 *self = Self::default();
-            } else if self.write {
-                self.write = false;
+            } else if self.last.write {
+                self.last.write = false;
                 return;
             }
         }
-        match self.count {
-            0 => *self = Self { since: hold.since, ..Self::default() },
-            _ => self.unsure |= !known || self.write != hold.write,
-        }
-        (self.count, self.mm, self.write, self.open) = (self.count + 1, hold.mm, hold.write, hold.open);
+        self.last = match self.count {
+            0 => hold,
+            _ => Hold {
+                since: self.last.since,
+                unsure: self.last.unsure || !known || self.last.write != hold.write,
+                ..hold
+            },
+        };
+        self.count += 1;
     }
 
     fn end(&mut self) {
-        *self = match self.count {
-            0 | 1 => Self::default(),
+        *self = match (self.count, self.last.unsure) {
+            (0 | 1, _) => Self::default(),
             // Whose the last is now, nothing tells.
-            count if self.unsure => Self { count: count - 1, unsure: true, ..Self::default() },
-            count => Self { count: count - 1, open: false, ..*self },
+            (count, true) => Self { count: count - 1, last: Hold { unsure: true, ..Hold::default() } },
+            (count, false) => Self { count: count - 1, last: Hold { open: false, ..self.last } },
         };
     }
 
     /// The attempt that is open has ended, unseen or not.
     fn settle(&mut self) {
-        self.unsure |= self.open;
-        self.open = false;
-    }
-
-    fn hold(&self) -> Hold {
-        let Self { mm, write, doubted, since, .. } = *self;
-        Hold { mm, write, doubted, since, open: false, unsure: false }
-    }
-
-    fn proves(&self) -> bool {
-        self.count != 0 && !self.unsure && !self.doubted
+        self.last.unsure |= self.last.open;
+        self.last.open = false;
     }
 }
 
@@ -228,10 +220,10 @@ impl Model {
         let Candidate { mm, address: fault, ts, own_readers, mut wanted, mut words, then } = candidate;
         let of_more = words
             .iter()
-            .position(|words| words.flags & seen::MORE != 0 && words.mm == task.more.mm)
+            .position(|words| words.flags & seen::MORE != 0 && words.mm == task.more.last.mm)
             .map(|at| words.remove(at));
-        if let Some(words) = of_more.filter(|_| task.more.count != 0 && !task.more.unsure)
-            && rules_out(&words, task.more.write, address, if words.mm == mm { own_readers } else { 0 })
+        if let Some(words) = of_more.filter(|words| task.more.are_of(words.mm))
+            && rules_out(&words, task.more.last.write, address, if words.mm == mm { own_readers } else { 0 })
         {
             task.more = More::default();
         }
@@ -247,14 +239,15 @@ impl Model {
         for index in over {
             task.holds.remove(index);
         }
-        if task.holds.is_empty() && task.more.count != 0 && !task.more.unsure {
-            task.holds.push(task.more.hold());
+        if task.holds.is_empty() && task.more.count != 0 && !task.more.last.unsure {
+            task.holds.push(Hold { open: false, ..task.more.last });
             task.more.end();
         }
         wanted |= !task.holds.is_empty();
         let mode = |write: bool| if write { LockMode::Write } else { LockMode::Read };
         let mut held: Vec<(u64, LockMode)> = task.holds.iter().map(|hold| (hold.mm, mode(hold.write))).collect();
-        let mut certain = task.more.proves() || task.holds.iter().any(|hold| !hold.unsure && !hold.doubted);
+        let more = (task.more.count != 0).then_some(&task.more.last);
+        let mut certain = task.holds.iter().chain(more).any(|hold| !hold.unsure && !hold.doubted);
         // What is left are locks that the recording was not to follow: another process's, held by another's task.
         for words in words.iter().filter(|words| words.flags & held::STREAMED == 0) {
             let write = words.flags & held::WRITE != 0;
@@ -313,12 +306,12 @@ impl Model {
         if let Some(task) = self.tasks.get_mut(&address) {
             task.pending = None;
             // What there was no room for is further in than what there was.
-            let further_in = task.more.count != 0 && task.more.mm == mm;
+            let further_in = task.more.count != 0 && task.more.last.mm == mm;
             if !further_in && let Some(index) = task.holds.iter().rposition(|hold| hold.mm == mm) {
                 task.holds.remove(index);
                 return;
             }
-            if further_in || task.more.unsure {
+            if further_in || task.more.last.unsure {
                 task.more.end();
                 return;
             }
@@ -397,10 +390,9 @@ impl Task {
     /// The task faults: which of its holds are in doubt is settled now, whatever is released later.
     fn faults(&mut self, candidate: Candidate, strangers: &HashMap<u64, u64>) {
         let doubted = |mm: u64, since: u64| strangers.get(&mm).is_some_and(|place| *place > since);
-        for hold in &mut self.holds {
+        for hold in self.holds.iter_mut().chain([&mut self.more.last]) {
             hold.doubted = !hold.write && doubted(hold.mm, hold.since);
         }
-        self.more.doubted = !self.more.write && doubted(self.more.mm, self.more.since);
         self.candidate = Some(candidate);
     }
 
@@ -429,7 +421,7 @@ impl Task {
                 if let Some(last) = self.holds.last_mut().filter(|last| last.open) {
                     (last.open, last.since) = (false, place);
                 }
-                self.more.open = false;
+                self.more.last.open = false;
             }
             op::SETTLED | op::UNSETTLED => {
                 if let Some(last) = self.holds.last_mut().filter(|last| last.open) {
@@ -437,10 +429,10 @@ impl Task {
                 }
                 self.more.settle();
             }
-            op::RETURNED_FAIL if self.more.open => self.more.end(),
+            op::RETURNED_FAIL if self.more.last.open => self.more.end(),
             op::RETURNED_FAIL => drop(self.holds.pop_if(|last| last.open)),
-            op::DOWNGRADE if self.more.count != 0 && self.more.mm == lock.mm && self.more.write => {
-                self.more.write = false;
+            op::DOWNGRADE if self.more.count != 0 && self.more.last.mm == lock.mm && self.more.last.write => {
+                self.more.last.write = false;
             }
             op::DOWNGRADE => match self.holds.iter_mut().rfind(|hold| hold.mm == lock.mm) {
                 Some(hold) => hold.write = false,
