@@ -62,45 +62,58 @@ pub(super) fn decide(
     parts: &mut Vec<Part>,
     mut huge: impl FnMut(Range<u64>) -> io::Result<u64>,
 ) -> io::Result<()> {
-    let asked = std::mem::take(parts);
-    for part in asked {
-        if !part.ask {
-            parts.push(part);
-            continue;
-        }
+    each_asked(parts, |at, parts| {
         let pages = |at: &Range<usize>| first + at.start as u64..first + at.end as u64;
-        let found = huge(pages(&part.at))?;
-        if found == 0 || found >= part.at.len() as u64 {
-            parts.push(Part { huge: Some(found != 0), ask: false, ..part });
-            continue;
+        let found = huge(pages(&at))?;
+        if found == 0 || found >= at.len() as u64 {
+            parts.push(Part { at, huge: Some(found != 0), ask: false });
+            return Ok(());
         }
-        for start in part.at.clone().step_by(BLOCK as usize) {
-            let at = start..(start + BLOCK as usize).min(part.at.end);
+        for at in blocks(at) {
             let all = huge(pages(&at))? >= at.len() as u64;
             parts.push(Part { at, huge: Some(all), ask: false });
+        }
+        Ok(())
+    })
+}
+
+/// Replaces each part that has to be asked about by what `decided` makes of it.
+fn each_asked(
+    parts: &mut Vec<Part>,
+    mut decided: impl FnMut(Range<usize>, &mut Vec<Part>) -> io::Result<()>,
+) -> io::Result<()> {
+    for part in std::mem::take(parts) {
+        if part.ask {
+            decided(part.at, parts)?;
+        } else {
+            parts.push(part);
         }
     }
     Ok(())
 }
 
+fn blocks(at: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let end = at.end;
+    at.step_by(BLOCK as usize).map(move |start| start..(start + BLOCK as usize).min(end))
+}
+
 /// Decides block by block where only what is of zeros is huge: `zero` tells that of a frame, or that it cannot.
-pub(super) fn zeros(entries: &[Entry], parts: &mut Vec<Part>, mut zero: impl FnMut(u64) -> Option<bool>) {
-    let asked = std::mem::take(parts);
-    for part in asked {
-        if !part.ask {
-            parts.push(part);
-            continue;
-        }
-        for start in part.at.clone().step_by(BLOCK as usize) {
-            let at = start..(start + BLOCK as usize).min(part.at.end);
+pub(super) fn zeros(
+    entries: &[Entry],
+    parts: &mut Vec<Part>,
+    mut zero: impl FnMut(u64) -> Option<bool>,
+) -> io::Result<()> {
+    each_asked(parts, |at, parts| {
+        parts.extend(blocks(at).map(|at| {
             // The page of zeros is nobody's alone.
-            let huge = match entries.get(start) {
+            let huge = match entries.get(at.start) {
                 Some(first) if first.exclusive() => Some(false),
                 first => first.and_then(|first| first.pfn()).and_then(&mut zero),
             };
-            parts.push(Part { at, huge, ask: false });
-        }
-    }
+            Part { at, huge, ask: false }
+        }));
+        Ok(())
+    })
 }
 
 /// How to make pieces.
@@ -239,7 +252,8 @@ mod tests {
             512 => Some(true),
             1024 => Some(false),
             _ => None,
-        });
+        })
+        .unwrap();
         let told: Vec<_> = cut.iter().map(|part| (part.at.start, part.huge, part.ask)).collect();
         // What does not look huge is not, and what is somebody's alone is not of zeros.
         let expected = [(0, Some(true)), (512, Some(false)), (1024, None), (1536, Some(false)), (2048, Some(false))];

@@ -436,7 +436,7 @@ impl Walker {
                     })?;
                 }
                 if huge == Huge::Zeros {
-                    parts::zeros(entries, parts, |pfn| parts::zero_by_flags(frames.as_mut()?, pfn, scratch));
+                    parts::zeros(entries, parts, |pfn| parts::zero_by_flags(frames.as_mut()?, pfn, scratch))?;
                 }
                 let split = Split { wanted, zero: *zero_pfn, extra };
                 split.pieces(first, entries, parts, (frames, scratch), visit)?;
