@@ -1,7 +1,7 @@
 //! Further outputs beside the normal one: files for machines, and annotations. Opened before anything runs.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::File,
     io::Write as _,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use clap::Args as ClapArgs;
 
-use super::exit::Refused;
+use super::{exit::Refused, sink};
 use crate::{
     lines::DebugInfo,
     output::{
@@ -78,15 +78,13 @@ impl Outputs {
             }
             used.push((option.to_owned(), path.clone()));
             // Emptied when all are open: arguments that are refused must not destroy anything.
-            let file = OpenOptions::new().write(true).create(true).truncate(false).open(path);
-            let file = file.with_context(|| format!("cannot write to {}: give another {option}", path.display()))?;
+            let file = sink::keep(path)
+                .with_context(|| format!("cannot write to {}: give another {option}", path.display()))?;
             sinks.push(Sink { path: path.clone(), file, render });
         }
         for Sink { path, file, .. } in &sinks {
-            // A run that ends early must not leave what an earlier one said. A pipe or a device has no length to cut.
-            if file.metadata().is_ok_and(|meta| meta.is_file()) {
-                file.set_len(0).with_context(|| format!("cannot write to {}", path.display()))?;
-            }
+            // A run that ends early must not leave what an earlier one said.
+            sink::empty(file).with_context(|| format!("cannot write to {}", path.display()))?;
         }
         Ok(Open { sinks, github: self.github, debug_info })
     }

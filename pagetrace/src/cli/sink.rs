@@ -14,11 +14,7 @@ use crate::output::text::Style;
 pub(super) fn open(path: Option<&Path>) -> Result<(Box<dyn Write>, Style)> {
     match path {
         Some(path) => {
-            let file = OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .open(path)
+            let file = keep(path)
                 .with_context(|| format!("cannot write the output to {}: give another --output", path.display()))?;
             Ok((Box::new(Output { file, path: path.to_owned(), begun: false }), Style { colour: false }))
         }
@@ -31,6 +27,16 @@ pub(super) fn open(path: Option<&Path>) -> Result<(Box<dyn Write>, Style)> {
     }
 }
 
+/// Opens a file to write to, and leaves what is in it for now.
+pub(super) fn keep(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create(true).truncate(false).open(path)
+}
+
+/// Empties a file that was opened so. A pipe or a device has no length to cut.
+pub(super) fn empty(file: &File) -> io::Result<()> {
+    if file.metadata()?.is_file() { file.set_len(0) } else { Ok(()) }
+}
+
 /// A file that is emptied when there is something to say: a command that is refused must not destroy anything.
 struct Output {
     file: File,
@@ -41,14 +47,9 @@ struct Output {
 impl Output {
     /// What is done to the file, with its name where that fails.
     fn with<T>(&mut self, act: impl FnOnce(&mut File) -> io::Result<T>) -> io::Result<T> {
-        let mut begin = || {
-            // A pipe or a device has no length to cut.
-            if !std::mem::replace(&mut self.begun, true) && self.file.metadata()?.is_file() {
-                self.file.set_len(0)?;
-            }
-            Ok(())
-        };
-        begin()
+        let begun = std::mem::replace(&mut self.begun, true);
+        let ready = if begun { Ok(()) } else { empty(&self.file) };
+        ready
             .and_then(|()| act(&mut self.file))
             .map_err(|err: io::Error| io::Error::new(err.kind(), format!("{}: {err}", self.path.display())))
     }

@@ -57,7 +57,7 @@ pub(super) fn run(args: &VmArgs) -> Result<Exit> {
         Ok(setup) => setup,
         // As a shell has it, and as `check` does on this machine.
         Err(Unfit::Command(err, code)) => {
-            note(&format!("{err:#}"));
+            note(&super::told(&err));
             return Ok(Exit::Command(code));
         }
         Err(Unfit::Other(err)) => return Err(err),
@@ -129,12 +129,7 @@ fn recordings(inner: &Inner, kernels: usize) -> Result<Vec<PathBuf>> {
         if fs::metadata(path).is_ok_and(|meta| !meta.is_file()) {
             return Err(Refused(format!("cannot record to {}: it is not a regular file", path.display())).into());
         }
-        fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)
-            .with_context(|| format!("cannot write the recording {}", path.display()))?;
+        sink::keep(path).with_context(|| format!("cannot write the recording {}", path.display()))?;
     }
     Ok(paths)
 }
