@@ -60,7 +60,7 @@ layout! {
             flags = "flags",
             /// Depth of `pagefault_disable()`; a fault is only a failed access while it is not zero.
             pagefault_disabled = "pagefault_disabled",
-            /// The process's first thread.
+            /// What the threads of a process share, from its making to its end.
             signal = "signal",
             /// The task that gets the wait status.
             real_parent = "real_parent",
