@@ -81,10 +81,10 @@ pub(crate) fn on_return(acquired: bool) {
     order_return(u32::from(acquired));
 }
 
-/// A lock is about to be released.
+/// A lock is about to be released, by a reader or not.
 #[inline(always)]
-pub(crate) fn on_release(lock: u64) {
-    order_release(number(lock));
+pub(crate) fn on_release(lock: u64, read: bool) {
+    order_release(number(lock), u32::from(read));
 }
 
 /// A writer becomes a reader.
@@ -448,7 +448,7 @@ extern "C" fn order_return(acquired: u32) -> u32 {
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn order_release(lock: u64) -> u32 {
+extern "C" fn order_release(lock: u64, read: u32) -> u32 {
     let known = match order() {
         Some(order) => {
             order.flags &= !flag::PENDING;
@@ -456,7 +456,8 @@ extern "C" fn order_release(lock: u64) -> u32 {
         }
         None => false,
     };
-    if !known && is_followed() {
+    // Of all others the lock's own word tells.
+    if !known && read != 0 && is_followed() {
         state::strange(lock);
     }
     0

@@ -70,15 +70,20 @@ returned! {
 }
 
 macro_rules! release {
-    ($($name:ident),*) => {$(
+    ($($name:ident, $read:literal;)*) => {$(
         #[fentry]
         pub(crate) fn $name(ctx: FEntryContext) -> i32 {
-            order::on_release(ctx.arg(0));
+            order::on_release(ctx.arg(0), $read);
             0
         }
     )*};
 }
-release!(fe_order_mutex_unlock, fe_order_up_read, fe_order_up_read_non_owner, fe_order_up_write);
+release! {
+    fe_order_mutex_unlock, false;
+    fe_order_up_read, true;
+    fe_order_up_read_non_owner, true;
+    fe_order_up_write, false;
+}
 
 #[fentry]
 pub(crate) fn fe_order_downgrade_write(ctx: FEntryContext) -> i32 {

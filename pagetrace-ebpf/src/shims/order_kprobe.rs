@@ -51,7 +51,13 @@ pub(crate) fn kr_order_try(ctx: RetProbeContext) -> u32 {
 
 #[kprobe]
 pub(crate) fn kp_order_release(ctx: ProbeContext) -> u32 {
-    order::on_release(arg(&ctx, 0));
+    order::on_release(arg(&ctx, 0), false);
+    0
+}
+
+#[kprobe]
+pub(crate) fn kp_order_release_read(ctx: ProbeContext) -> u32 {
+    order::on_release(arg(&ctx, 0), true);
     0
 }
 

@@ -54,11 +54,12 @@ const ACQUIRE: [(&str, &str, Ends, Where); 23] = [
     ("down_write_killable_nested", "write", Ends::MayFail, Where::Lockdep),
 ];
 
-const RELEASE: [(&str, Where); 4] = [
-    ("mutex_unlock", Where::Always),
-    ("up_read", Where::Always),
-    ("up_write", Where::Always),
-    ("up_read_non_owner", Where::Lockdep),
+/// Function, its kprobe program, where it is.
+const RELEASE: [(&str, &str, Where); 4] = [
+    ("mutex_unlock", "order_release", Where::Always),
+    ("up_read", "order_release_read", Where::Always),
+    ("up_write", "order_release", Where::Always),
+    ("up_read_non_owner", "order_release_read", Where::Lockdep),
 ];
 
 /// Initialisation, by the names it has had: the first that a kernel has counts.
@@ -98,8 +99,8 @@ fn by(kernel: &dyn KernelView, attach: Attach) -> Vec<Probe> {
         probe(enter, if fentry { &own } else { stem }, name, stage)
     };
     let acquire = ACQUIRE.into_iter().filter(|row| has(kernel, row.0, row.3)).flat_map(|row| acquire(attach, row));
-    let release = RELEASE.into_iter().filter(|row| has(kernel, row.0, row.1));
-    let mut out: Vec<Probe> = release.map(|(name, _)| one("order_release", name, Stage::Release)).collect();
+    let release = RELEASE.into_iter().filter(|row| has(kernel, row.0, row.2));
+    let mut out: Vec<Probe> = release.map(|(name, stem, _)| one(stem, name, Stage::Release)).collect();
     out.push(one("order_downgrade", "downgrade_write", Stage::Release));
     for (stem, names) in INIT {
         let known = names.iter().find(|name| has(kernel, name, Where::Lockdep));

@@ -113,11 +113,11 @@ fn overflow(order: &mut Order) {
     count(counter::ORDER_HELD_OVERFLOW);
 }
 
-/// When somebody who did not hold a lock last released it, nanoseconds of `CLOCK_MONOTONIC`. The oldest go when it is full.
+/// When somebody who did not hold a lock last released it for reading, nanoseconds of `CLOCK_MONOTONIC`. The oldest go when it is full.
 #[map]
 static ORDER_STRANGERS: LruHashMap<u64, u64> = LruHashMap::with_max_entries(4096, 0);
 
-/// A lock is released by a task that is followed and does not hold it.
+/// A lock is released for reading by a task that is followed and does not hold it.
 #[inline(always)]
 pub(crate) fn strange(lock: u64) {
     let _ = ORDER_STRANGERS.insert(&lock, &now(), 0);
