@@ -72,6 +72,111 @@ fn waits_for(one: &Blocked, other: &Blocked, same: bool, writers: &HashSet<u64>)
     (first.is_some() && !writers.contains(&wants.lock)).then_some(Because::QueuedUnknown)
 }
 
+/// Who holds a lock and who waits for it, among the tasks that are left.
+#[derive(Debug, Clone, Default)]
+struct Crowd {
+    holders: HashSet<usize>,
+    readers: usize,
+    writers: HashSet<usize>,
+}
+
+impl Crowd {
+    /// The crowds of all locks that one of these tasks waits for.
+    fn all(blocked: &[Blocked], left: &[usize]) -> HashMap<u64, Self> {
+        let mut crowds: HashMap<u64, Self> = HashMap::new();
+        for &at in left {
+            let wants = blocked[at].wants;
+            let crowd = crowds.entry(wants.lock).or_default();
+            match wants.mode {
+                LockMode::Read => crowd.readers += 1,
+                LockMode::Write => {
+                    crowd.writers.insert(at);
+                }
+            }
+        }
+        for &at in left {
+            for claim in &blocked[at].holds {
+                crowds.entry(claim.lock).and_modify(|crowd| {
+                    crowd.holders.insert(at);
+                });
+            }
+        }
+        crowds
+    }
+}
+
+/// Places of the tasks that can be in a circle, no more than `most` of them unless the last circle is larger: of a crowd that only
+/// waits behind others, none. It takes claims at their word, so that what it leaves out need not be looked at any closer; and it is
+/// quick where [`standstills`] would compare each task with each.
+pub fn in_circles(blocked: &[Blocked], most: usize) -> Vec<usize> {
+    let writers = writers(blocked);
+    // Whoever waits for nobody that is left, or is waited for by nobody that is left, is in no circle.
+    let mut left: Vec<usize> = (0..blocked.len()).collect();
+    let mut crowds;
+    loop {
+        crowds = Crowd::all(blocked, &left);
+        let crowd = |lock| crowds.get(&lock);
+        let waits = |at: usize| {
+            let wants = blocked[at].wants;
+            let behind = |crowd: &Crowd| !crowd.holders.is_empty() || !crowd.writers.is_empty();
+            crowd(wants.lock).is_some_and(|it| match wants.mode {
+                LockMode::Read => behind(it),
+                LockMode::Write => !it.holders.is_empty(),
+            })
+        };
+        let awaited = |at: usize| {
+            let queued = blocked[at].wants.mode == LockMode::Write;
+            blocked[at].holds.iter().any(|claim| crowd(claim.lock).is_some())
+                || queued && crowd(blocked[at].wants.lock).is_some_and(|it| it.readers != 0)
+        };
+        let before = left.len();
+        let next: Vec<usize> = left.iter().copied().filter(|at| waits(*at) && awaited(*at)).collect();
+        left = next;
+        if left.len() == before {
+            break;
+        }
+    }
+    if left.len() <= most {
+        return left;
+    }
+    let mut chosen = BTreeSet::new();
+    for &start in &left {
+        if chosen.len() >= most {
+            break;
+        }
+        if !chosen.contains(&start) {
+            chosen.extend(circle(blocked, start, &crowds, &writers));
+        }
+    }
+    chosen.into_iter().collect()
+}
+
+/// The tasks of a shortest circle through one of them; none when there is none.
+fn circle(blocked: &[Blocked], start: usize, crowds: &HashMap<u64, Crowd>, writers: &HashSet<u64>) -> Vec<usize> {
+    let mut before: HashMap<usize, usize> = HashMap::new();
+    // All that wait for a lock in one way wait for the same tasks.
+    let mut asked: HashSet<Claim> = HashSet::new();
+    let mut open = VecDeque::from([start]);
+    while let Some(at) = open.pop_front() {
+        let one = &blocked[at];
+        let Some(crowd) = crowds.get(&one.wants.lock).filter(|_| asked.insert(one.wants)) else { continue };
+        for &to in crowd.holders.iter().chain(&crowd.writers) {
+            if waits_for(one, &blocked[to], at == to, writers).is_none() {
+                continue;
+            }
+            if to == start {
+                let way = std::iter::successors(Some(at), |at| before.get(at).copied());
+                return way.collect();
+            }
+            before.entry(to).or_insert_with(|| {
+                open.push_back(to);
+                at
+            });
+        }
+    }
+    Vec::new()
+}
+
 fn writers(blocked: &[Blocked]) -> HashSet<u64> {
     let writers = blocked.iter().filter(|it| it.wants.mode == LockMode::Write);
     writers.map(|it| it.wants.lock).collect()
@@ -194,6 +299,27 @@ mod tests {
         assert!(standstills(&[task(1, &[], (2, WRITE)), task(2, &[], (2, WRITE)), task(3, &[], (2, READ))]).is_empty());
     }
 
+    #[test]
+    fn a_crowd_that_waits_does_not_hide_the_two_that_stand() {
+        // A thousand that hold a lock each and wait for one that is busy, and one that waits for each of them.
+        let mut blocked: Vec<_> =
+            (0..1000).map(|tid| task(tid, &[(100 + u64::from(tid), WRITE)], (1, WRITE))).collect();
+        blocked.extend(
+            (0..1000).map(|tid| task(5000 + tid, &[(5000 + u64::from(tid), WRITE)], (100 + u64::from(tid), READ))),
+        );
+        assert!(in_circles(&blocked, 8).is_empty());
+        blocked.insert(700, task(2001, &[(2, WRITE)], (3, READ)));
+        blocked.push(task(2002, &[(3, WRITE)], (2, WRITE)));
+        assert_eq!(in_circles(&blocked, 8), [700, 2001]);
+        // Many circles: as many as are asked for, each whole.
+        let pairs = |pair: u32| {
+            let (a, b) = (u64::from(pair) * 2, u64::from(pair) * 2 + 1);
+            [task(pair * 2, &[(a, WRITE)], (b, WRITE)), task(pair * 2 + 1, &[(b, WRITE)], (a, WRITE))]
+        };
+        let many: Vec<_> = (0..500).flat_map(pairs).collect();
+        assert_eq!(in_circles(&many, 7), [0, 1, 2, 3, 4, 5, 6, 7]);
+    }
+
     proptest! {
         #[test]
         fn every_standstill_is_one_and_none_is_missed(
@@ -228,6 +354,23 @@ mod tests {
                 stuck = left;
             }
             prop_assert_eq!(found.is_empty(), stuck.is_empty());
+            // Those in circles are enough to find the same, and few of them to find something.
+            let of = |places: &[usize], found: &[Standstill]| -> BTreeSet<Vec<usize>> {
+                let sorted = |cycle: &Standstill| {
+                    let mut tasks: Vec<usize> = cycle.iter().map(|step| places[step.task]).collect();
+                    tasks.sort_unstable();
+                    tasks
+                };
+                found.iter().map(sorted).collect()
+            };
+            let among = |most: usize| {
+                let places = in_circles(&blocked, most);
+                let blocked: Vec<_> = places.iter().map(|at| blocked[*at].clone()).collect();
+                of(&places, &standstills(&blocked))
+            };
+            let all: Vec<usize> = (0..blocked.len()).collect();
+            prop_assert_eq!(&among(usize::MAX), &of(&all, &found));
+            prop_assert_eq!(among(1).is_empty(), found.is_empty());
         }
     }
 }

@@ -21,7 +21,7 @@ use super::{hang::shows_lock_wait, workload::targets::Stat};
 use crate::{
     analysis::{
         LockMode, Stacks, Suspected, TaskId,
-        deadlock::{Blocked, Claim, standstills},
+        deadlock::{Blocked, Claim, in_circles, standstills},
         suspected,
     },
     output::{
@@ -31,8 +31,10 @@ use crate::{
     symbolize::Symbolizer,
 };
 
-/// Candidates that are looked at, at most.
+/// Candidates that are looked at, at most; a circle that is begun is looked at whole.
 const MOST: usize = 256;
+/// Tasks that faulted with a lock held, at most: most of them come back at once, and are only asked for their state.
+const MOST_FAULTING: usize = 2048;
 /// Looks in a row that have to find a task blocked.
 const LOOKS: u32 = 2;
 /// How long a lock of the order is waited for before its task is looked at, nanoseconds.
@@ -87,6 +89,8 @@ impl Held {
 struct Faulting {
     /// Address of its `task_struct`.
     address: u64,
+    /// When it faulted, nanoseconds of `CLOCK_MONOTONIC`.
+    at: u64,
     /// What it held, as the holds of the candidate are ordered.
     held: Vec<Held>,
     candidate: Candidate,
@@ -149,8 +153,8 @@ impl Watch {
             })
             .collect();
         let place = (task.pid, task.tid, held.iter().map(|lock| (lock.stack, lock.write)).collect());
-        if self.faulting.len() >= MOST && !self.faulting.contains_key(&place) {
-            return;
+        if self.faulting.len() >= MOST_FAULTING && !self.faulting.contains_key(&place) {
+            self.make_room();
         }
         let of = |mm: &crate::analysis::MmId, mode, stack| Lock {
             claim: Claim { lock: mm.address, mode },
@@ -162,29 +166,35 @@ impl Watch {
         let holds = holds.into_iter().map(|(_, lock)| of(&lock.mm, lock.mode, lock.stack)).collect();
         let wants = of(&wants, LockMode::Read, Vec::new());
         let candidate = Candidate { task, holds, wants, looks: 0 };
-        self.faulting.insert(place, Faulting { address: violation.header.task, held, candidate });
+        let (address, at) = (violation.header.task, violation.header.ts);
+        self.faulting.insert(place, Faulting { address, at, held, candidate });
+    }
+
+    /// Gives up the oldest that was not found blocked when it was last looked at.
+    fn make_room(&mut self) {
+        let moving = self.faulting.iter().filter(|(_, it)| it.candidate.looks == 0);
+        let oldest = moving.min_by_key(|(_, it)| it.at).map(|(place, _)| place.clone());
+        if let Some(place) = oldest {
+            self.faulting.remove(&place);
+        }
     }
 
     /// Takes over what the order's map says now.
     pub(super) fn ordered(&mut self, tasks: &[OrderTask], now: u64, stacks: &dyn Stacks) {
+        let mut waiting: Vec<Waiting<'_>> = tasks.iter().filter_map(|task| Waiting::of(task, now)).collect();
+        // Each look is to choose the same of too many.
+        waiting.sort_by_key(|it| (it.task.tgid, it.task.tid));
+        let mut blocked: Vec<Blocked> = waiting.iter().map(Waiting::facts).collect();
+        blocked.extend(self.faulting.values().map(|it| facts(&it.candidate)));
         let mut next = HashMap::new();
-        for task in tasks {
-            if next.len() >= MOST {
-                break;
-            }
-            let used = task.slots.get(..task.depth as usize).unwrap_or_default();
-            let Some((wants, holds)) = used.split_last() else { continue };
-            if holds.is_empty() || now.saturating_sub(wants.since) < LONG_NS {
-                continue;
-            }
-            let key = (task.tgid, task.tid);
-            let known = self.ordered.remove(&key).filter(|(since, _)| *since == wants.since);
+        for it in in_circles(&blocked, MOST).into_iter().filter_map(|at| waiting.get(at)) {
+            let (key, since) = ((it.task.tgid, it.task.tid), it.wants.since);
+            let known = self.ordered.remove(&key).filter(|(known, _)| *known == since);
             let fresh = || {
-                let certain = holds.iter().filter(|slot| slot.flags & (OVER | held::TENTATIVE) == 0);
-                let holds = certain.map(|slot| of_slot(slot, stacks)).collect();
+                let holds = it.holds().map(|slot| of_slot(slot, stacks)).collect();
                 let (pid, tid) = key;
                 let task = TaskId { pid, tid, comm: comm(&self.proc, pid, tid), kernel_thread: false };
-                (wants.since, Candidate { task, holds, wants: of_slot(wants, stacks), looks: 0 })
+                (since, Candidate { task, holds, wants: of_slot(it.wants, stacks), looks: 0 })
             };
             next.insert(key, known.unwrap_or_else(fresh));
         }
@@ -237,6 +247,38 @@ fn facts(it: &Candidate) -> Blocked {
     Blocked { task: it.task.clone(), holds, wants: it.wants.claim }
 }
 
+/// A task that has waited for a lock of the order for a while.
+struct Waiting<'a> {
+    task: &'a OrderTask,
+    holds: &'a [OrderSlot],
+    wants: &'a OrderSlot,
+}
+
+impl<'a> Waiting<'a> {
+    fn of(task: &'a OrderTask, now: u64) -> Option<Self> {
+        let (wants, holds) = task.slots.get(..task.depth as usize)?.split_last()?;
+        let long = now.saturating_sub(wants.since) >= LONG_NS;
+        (long && !holds.is_empty()).then_some(Self { task, holds, wants })
+    }
+
+    /// What it holds for certain.
+    fn holds(&self) -> impl Iterator<Item = &'a OrderSlot> {
+        self.holds.iter().filter(|slot| slot.flags & (OVER | held::TENTATIVE) == 0)
+    }
+
+    fn facts(&self) -> Blocked {
+        let task = TaskId { pid: self.task.tgid, tid: self.task.tid, comm: String::new(), kernel_thread: false };
+        Blocked { task, holds: self.holds().map(claim).collect(), wants: claim(self.wants) }
+    }
+}
+
+fn claim(slot: &OrderSlot) -> Claim {
+    let mode = if slot.flags & held::WRITE != 0 { LockMode::Write } else { LockMode::Read };
+    // An address space stands for its lock, as in what faults tell.
+    let lock = if slot.kind == class::MMAP { slot.owner } else { slot.lock };
+    Claim { lock, mode }
+}
+
 fn of_slot(slot: &OrderSlot, stacks: &dyn Stacks) -> Lock {
     let what = match (slot.kind, slot.flags & how::MUTEX != 0) {
         (class::MMAP, _) => "mmap_lock",
@@ -245,11 +287,8 @@ fn of_slot(slot: &OrderSlot, stacks: &dyn Stacks) -> Lock {
     };
     let of =
         if slot.kind == class::MMAP { format!(" of mm {:#x}", slot.owner) } else { format!(" at {:#x}", slot.lock) };
-    let mode = if slot.flags & held::WRITE != 0 { LockMode::Write } else { LockMode::Read };
-    // An address space stands for its lock, as in what faults tell.
-    let lock = if slot.kind == class::MMAP { slot.owner } else { slot.lock };
     Lock {
-        claim: Claim { lock, mode },
+        claim: claim(slot),
         name: format!("{what}{of}"),
         kind: (slot.kind != class::MMAP).then_some(what),
         attempt: slot.flags & held::TENTATIVE != 0,
@@ -385,7 +424,7 @@ mod tests {
     fn watch(dir: &Path, tid: u32, mode: LockMode) -> Watch {
         let mut watch = Watch::new(dir.to_owned());
         let held = Held { mm: 1, since: 50, write: mode == LockMode::Write, stack: 3 };
-        let faulting = Faulting { address: 1, held: vec![held], candidate: candidate(tid, mode) };
+        let faulting = Faulting { address: 1, at: 60, held: vec![held], candidate: candidate(tid, mode) };
         watch.faulting.insert((7, tid, Vec::new()), faulting);
         watch
     }
