@@ -6,6 +6,10 @@
 #[cfg(test)]
 mod tests;
 
+use std::sync::OnceLock;
+
+use super::names::{self, Names};
+
 /// Farther than this from its symbol's start an address is in no function: the largest functions of a kernel are a
 /// few ten KiB, while gaps between modules are pages to gigabytes.
 const MAX_FUNCTION: u64 = 1 << 20;
@@ -43,10 +47,10 @@ pub struct Kallsyms {
     text: String,
     /// In order of the text.
     symbols: Vec<Symbol>,
-    /// Indices of functions in `symbols`, by address, one per address.
-    functions: Vec<u32>,
-    /// Pairs of name hash and index in `symbols`, sorted.
-    names: Vec<(u32, u32)>,
+    /// Indices of functions in `symbols`, by address, one per address. Most runs have nothing to resolve.
+    functions: OnceLock<Vec<u32>>,
+    /// Indices in `symbols` by name.
+    names: Names,
     hidden: bool,
     malformed: usize,
 }
@@ -67,30 +71,24 @@ impl Kallsyms {
             start += line.len();
         }
         let hidden = !symbols.is_empty() && symbols.iter().all(|symbol| symbol.address == 0);
-        let mut table = Self { text, symbols, functions: Vec::new(), names: Vec::new(), hidden, malformed };
-        table.index();
-        table
+        let names = Names::build(symbols.len(), |place| {
+            symbols.get(place).map(|symbol| names::hash(0, name_of(text.as_bytes(), symbol)))
+        });
+        Self { text, symbols, functions: OnceLock::new(), names, hidden, malformed }
     }
 
-    fn index(&mut self) {
-        let Self { text, symbols, functions, names, hidden, malformed: _ } = self;
-        let text = text.as_bytes();
-        *names = (0u32..).zip(symbols.iter()).map(|(i, symbol)| (hash(name_of(text, symbol)), i)).collect();
-        names.sort_unstable();
-        if *hidden {
-            return;
-        }
-        let mut order: Vec<(u64, u32)> = (0u32..)
-            .zip(symbols.iter())
-            .filter(|(_, symbol)| is_function(text, symbol))
-            .map(|(i, symbol)| (symbol.address, i))
-            .collect();
-        order.sort_unstable();
-        functions.reserve(order.len());
-        for aliases in order.chunk_by(|a, b| a.0 == b.0) {
-            let best = aliases.iter().map(|&(_, i)| i).min_by_key(|&i| rank(text, &symbols[i as usize]));
-            functions.extend(best);
-        }
+    fn functions(&self) -> &[u32] {
+        self.functions.get_or_init(|| {
+            let text = self.text.as_bytes();
+            let functions = (0u32..).zip(&self.symbols).filter(|(_, symbol)| is_function(text, symbol));
+            let mut order: Vec<(u64, u32)> = functions.map(|(i, symbol)| (symbol.address, i)).collect();
+            // The kernel proper's are sorted as they come, and a stable sort makes use of that.
+            order.sort();
+            let best = |aliases: &[(u64, u32)]| {
+                aliases.iter().map(|&(_, i)| i).min_by_key(|&i| rank(text, &self.symbols[i as usize]))
+            };
+            order.chunk_by(|a, b| a.0 == b.0).filter_map(best).collect()
+        })
     }
 
     /// Whether the kernel showed names but hid every address, as it does without `CAP_SYSLOG` or with
@@ -141,9 +139,9 @@ impl Kallsyms {
     /// The function that contains `address`.
     #[must_use]
     pub fn resolve(&self, address: u64) -> Option<Resolved<'_>> {
-        let symbol_at = |position: usize| self.symbols.get(*self.functions.get(position)? as usize);
-        let next = self
-            .functions
+        let functions = self.functions();
+        let symbol_at = |position: usize| self.symbols.get(*functions.get(position)? as usize);
+        let next = functions
             .partition_point(|&i| self.symbols.get(i as usize).is_some_and(|symbol| symbol.address <= address));
         let symbol = symbol_at(next.checked_sub(1)?)?;
         let offset = address - symbol.address;
@@ -190,13 +188,9 @@ impl Kallsyms {
     }
 
     fn find<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Symbol> + 'a {
-        let wanted = hash(name.as_bytes());
-        let start = self.names.partition_point(|&(hash, _)| hash < wanted);
         self.names
-            .iter()
-            .skip(start)
-            .take_while(move |&&(hash, _)| hash == wanted)
-            .filter_map(|&(_, i)| self.symbols.get(i as usize))
+            .candidates(names::hash(0, name.as_bytes()))
+            .filter_map(|i| self.symbols.get(i as usize))
             .filter(move |symbol| name_of(self.text.as_bytes(), symbol) == name.as_bytes())
     }
 }
@@ -262,9 +256,4 @@ fn rank<'a>(text: &'a [u8], symbol: &Symbol) -> (bool, usize, bool, u16, &'a [u8
     let marker = matches!(name, b"_text" | b"_stext" | b"_etext" | b"_sinittext" | b"_einittext");
     let underscores = name.iter().take_while(|&&byte| byte == b'_').count();
     (marker, underscores, symbol.kind != b'T', symbol.name_len, name)
-}
-
-/// FNV-1a, 32 bits.
-fn hash(name: &[u8]) -> u32 {
-    name.iter().fold(0x811c_9dc5, |hash, &byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }

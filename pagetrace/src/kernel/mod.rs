@@ -10,6 +10,7 @@ pub mod features;
 pub mod kallsyms;
 pub mod locks;
 pub mod memlock;
+mod names;
 pub mod offsets;
 mod preflight;
 pub mod slab;

@@ -6,6 +6,7 @@ use super::{
     BtfError,
     raw::{self, kind},
 };
+use crate::kernel::names::{self, Names};
 
 /// The name spaces of C that BTF shares one string section for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,38 +29,31 @@ impl Class {
     }
 }
 
-/// Sorted pairs of name hash and type id: vmlinux has about 80 000 such names, and a sorted vector is built in a
-/// quarter of the time a hash map needs.
+/// The types that are found by name; vmlinux has about 80 000 of them.
 #[derive(Debug)]
-pub(super) struct Index(Vec<(u32, u32)>);
+pub(super) struct Index(Names);
 
 impl Index {
     pub(super) fn build(data: &[u8], strings: &Range<usize>, offsets: &[u32]) -> Result<Self, BtfError> {
         let section = data.get(strings.clone()).unwrap_or(&[]);
-        let mut pairs = Vec::with_capacity(offsets.len());
         for (id, &offset) in (0u32..).zip(offsets).skip(1) {
             let Some(record) = raw::record(data, offset as usize) else { continue };
-            let name = name_bytes(section, record.name).ok_or(BtfError::Name {
-                id,
-                offset: offset as usize,
-                name: record.name,
-                strings: section.len(),
-            })?;
-            if let Some(class) = Class::of(record.kind)
-                && !name.is_empty()
-            {
-                pairs.push((hash(class, name), id));
+            if record.name as usize >= section.len() {
+                let (offset, name, strings) = (offset as usize, record.name, section.len());
+                return Err(BtfError::Name { id, offset, name, strings });
             }
         }
-        pairs.sort_unstable();
-        Ok(Self(pairs))
+        Ok(Self(Names::build(offsets.len(), |id| {
+            let record = raw::record(data, *offsets.get(id)? as usize).filter(|_| id != 0)?;
+            let class = Class::of(record.kind)?;
+            let name = name_bytes(section, record.name).filter(|name| !name.is_empty())?;
+            Some(hash(class, name))
+        })))
     }
 
-    /// Ids whose class and name hash alike, ascending.
+    /// Ids whose class and name may hash alike, ascending.
     pub(super) fn candidates(&self, class: Class, name: &[u8]) -> impl Iterator<Item = u32> + '_ {
-        let wanted = hash(class, name);
-        let start = self.0.partition_point(|&(hash, _)| hash < wanted);
-        self.0.iter().skip(start).take_while(move |&&(hash, _)| hash == wanted).map(|&(_, id)| id)
+        self.0.candidates(hash(class, name))
     }
 }
 
@@ -69,8 +63,6 @@ pub(super) fn name_bytes(section: &[u8], name: u32) -> Option<&[u8]> {
     rest.get(..rest.iter().position(|&byte| byte == 0)?)
 }
 
-/// FNV-1a, 32 bits.
-fn hash(class: Class, name: &[u8]) -> u32 {
-    let seed = 0x811c_9dc5 ^ class as u32;
-    name.iter().fold(seed, |hash, &byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+fn hash(class: Class, name: &[u8]) -> u64 {
+    names::hash(class as u64, name)
 }
