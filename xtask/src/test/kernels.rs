@@ -3,18 +3,14 @@
 use std::{
     collections::VecDeque,
     path::{Path, PathBuf},
-    sync::{Mutex, mpsc::channel},
+    sync::{Mutex, mpsc::Sender},
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::Result;
 
-use super::{
-    Fetched, command,
-    parse::GuestSuite,
-    report::{Report, Suite},
-};
+use super::{Fetched, command, parse::GuestSuite, report::Suite};
 use crate::{
     build::StaticBinaries,
     guest, kmod,
@@ -39,11 +35,17 @@ enum Job {
 }
 
 /// Runs the suite on every kernel that was fetched, and that of `pagetrace vm` where there is its series or all are wanted; a kernel
-/// that was not fetched is a failure.
-pub(super) fn all(mut fetched: Vec<Fetched>, everything: bool, binaries: Option<&StaticBinaries>, report: &mut Report) {
+/// that was not fetched is a failure. Each suite is sent when it has ended.
+pub(super) fn all(
+    mut fetched: Vec<Fetched>,
+    everything: bool,
+    binaries: Option<&StaticBinaries>,
+    suites: &Sender<Suite>,
+) {
     let Some(binaries) = binaries else {
         for (wanted, _) in fetched {
-            report.add(Suite::broken(format!("vm {wanted}"), "there is nothing to run: the build failed"));
+            let broken = Suite::broken(format!("vm {wanted}"), "there is nothing to run: the build failed");
+            let _ = suites.send(broken);
         }
         return;
     };
@@ -57,10 +59,9 @@ pub(super) fn all(mut fetched: Vec<Fetched>, everything: bool, binaries: Option<
         jobs.push_back(Job::Command(image));
     }
     let queue = Mutex::new(jobs);
-    let (sender, suites) = channel();
     thread::scope(|scope| {
         for _ in 0..AT_A_TIME {
-            let (queue, sender) = (&queue, sender.clone());
+            let (queue, sender) = (&queue, suites.clone());
             scope.spawn(move || {
                 while let Some(job) = queue.lock().ok().and_then(|mut queue| queue.pop_front()) {
                     if sender.send(job.run(binaries)).is_err() {
@@ -68,10 +69,6 @@ pub(super) fn all(mut fetched: Vec<Fetched>, everything: bool, binaries: Option<
                     }
                 }
             });
-        }
-        drop(sender);
-        for suite in suites {
-            report.add(suite);
         }
     });
 }

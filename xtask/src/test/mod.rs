@@ -7,7 +7,7 @@ mod parse;
 mod report;
 mod tidy;
 
-use std::{process::ExitCode, thread};
+use std::{process::ExitCode, sync::mpsc::channel, thread};
 
 use anyhow::{Result, anyhow};
 
@@ -50,16 +50,25 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let mut report = Report::default();
     report.add(local::format());
     report.add(local::lints());
-    report.add(local::cargo_test());
     let binaries = building.join().unwrap_or_else(|_| Err(anyhow!("the build ended in a panic")));
     match &binaries {
+        // Alone: what it traces is this machine.
         Ok(binaries) => report.add(local::host(binaries)),
         Err(err) => report.add(Suite::broken("host", &format!("{err:#}"))),
     }
     let fetched = fetching.join().unwrap_or_default();
-    if !options.skip_vm {
-        kernels::all(fetched, options.kernel.is_empty(), binaries.ok().as_ref(), &mut report);
-    }
+    let binaries = binaries.ok();
+    let (sender, suites) = channel();
+    thread::scope(|scope| {
+        if !options.skip_vm {
+            let (everything, binaries, sender) = (options.kernel.is_empty(), binaries.as_ref(), sender.clone());
+            scope.spawn(move || kernels::all(fetched, everything, binaries, &sender));
+        }
+        scope.spawn(move || sender.send(local::cargo_test()));
+        for suite in suites {
+            report.add(suite);
+        }
+    });
     println!("{}", report.closing_line());
     Ok(if report.failed() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
