@@ -31,6 +31,7 @@ use tool::{Ended, LIMIT, Tool, tail};
 
 use crate::fixture::{
     cases::{self, CASES, Kind},
+    crowd,
     device::Device,
 };
 
@@ -209,7 +210,13 @@ fn run(host: bool, only: Option<&str>, tally: &mut Tally) -> Result<()> {
     }
     if fixtures.module && wanted("hang") {
         for (attach, _) in [("kprobe", kprobes), ("fentry", fentry)].into_iter().filter(|(_, has)| *has) {
-            tally.case(&format!("{attach}/hang/order"), || order::standing(&tool, &["--attach", attach]));
+            tally.case(&format!("{attach}/hang/order"), || {
+                order::standing(&tool, &["--attach", attach], &["kmod", crowd::STANDING_CASE])
+            });
+        }
+        // Whatever the attach type: what is looked at is what it found.
+        if kprobes {
+            tally.case("hang/order-crowd", || order::standing(&tool, &[], &["crowded-standing"]));
         }
         for expected in expect::HANGING {
             // What pushes pages out is at it by then and may get stuck with the task; the check must not.

@@ -230,17 +230,18 @@ fn recorded(tool: &Tool, attach: &str) -> Result<()> {
     Ok(())
 }
 
-/// Two threads that wait for each other: pagetrace must tell while they do, end them, and end itself.
+/// Two threads that wait for each other, in what `words` start: pagetrace must tell while they do, end them, and end itself.
 ///
 /// # Errors
 /// The first difference.
-pub fn standing(tool: &Tool, options: &[&str]) -> Result<()> {
+pub fn standing(tool: &Tool, options: &[&str], words: &[&str]) -> Result<()> {
     let args = [&["--order"], options].concat();
-    let ended = tool.finish(tool.start(tool.check(&args, &["kmod", "ord-stands"]))?, LIMIT)?;
+    let ended = tool.finish(tool.start(tool.check(&args, words))?, LIMIT)?;
     ensure!(ended.status.code() == Some(1), "ended with {}, not 1: {}", ended.status, tail(&ended.stderr));
     let report = report::parse(&ended.stdout)?;
     let mut found = list(&report["findings"]).iter().filter(|it| text(&it["class"]) == "deadlock");
-    let deadlock = found.next().with_context(|| format!("no deadlock in {}", report["findings"]))?;
+    let missing = || format!("no deadlock in {}; the fixture: {}", report["findings"], tail(&ended.log));
+    let deadlock = found.next().with_context(missing)?;
     ensure!(found.next().is_none(), "more than one deadlock: {}", report["findings"]);
     let [one, two] = list(&deadlock["tasks"]) else { anyhow::bail!("the tasks are {}", deadlock["tasks"]) };
     ensure!(one["tid"] != two["tid"] && one["pid"] == two["pid"], "one task twice: {one} {two}");
