@@ -476,6 +476,25 @@ mod tests {
     }
 
     #[test]
+    fn room_is_made_by_the_oldest_that_moves() {
+        let mut watch = Watch::new(PathBuf::new());
+        for (tid, at, looks) in [(8, 1, 1), (9, 3, 0), (10, 2, 0)] {
+            let candidate = Candidate { looks, ..candidate(tid, LockMode::Read) };
+            let faulting = Faulting { address: 1, at, held: Vec::new(), candidate };
+            watch.faulting.insert((7, tid, Vec::new()), faulting);
+        }
+        let mut left = || {
+            watch.make_room();
+            let mut tids: Vec<u32> = watch.faulting.keys().map(|(_, tid, _)| *tid).collect();
+            tids.sort_unstable();
+            tids
+        };
+        assert_eq!(left(), [8, 9]);
+        assert_eq!(left(), [8]);
+        assert_eq!(left(), [8], "one that may stand still is kept");
+    }
+
+    #[test]
     fn a_task_that_comes_back_may_do_the_same_again() {
         let dir = tempfile::tempdir().unwrap();
         task(dir.path(), 8, 'D', FAULT);

@@ -18,8 +18,9 @@ use crate::{
     vm::{self, Outcome, VmFile, VmSpec, kernel::Kernel, spec},
 };
 
-/// Two more than the processors this is meant for: a guest often waits, for its kernel to be sure that nobody is in a probe.
-const AT_A_TIME: usize = 4;
+/// One more than the processors this is meant for: a guest often waits, for its kernel to be sure that nobody is in a probe. With two
+/// more all took longer.
+const AT_A_TIME: usize = 3;
 const TIMEOUT: Duration = Duration::from_secs(1500);
 const SILENCE: Duration = Duration::from_secs(240);
 
