@@ -153,6 +153,7 @@ impl Btf {
         self.index
             .candidates(class, name.as_bytes())
             .filter_map(|id| Some((id, self.record(id)?)))
+            .filter(move |(_, record)| Class::of(record.kind) == Some(class))
             .filter(move |(_, record)| self.name_bytes(record.name) == Some(name.as_bytes()))
     }
 

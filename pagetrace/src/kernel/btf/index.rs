@@ -1,4 +1,4 @@
-//! From a name to the ids of the types that may have it. Says "maybe": the caller compares the name itself.
+//! From a name to the ids of the types that may have it. Says "maybe": the caller compares class and name itself.
 
 use std::ops::Range;
 
@@ -18,7 +18,7 @@ pub(super) enum Class {
 }
 
 impl Class {
-    fn of(kind: u32) -> Option<Self> {
+    pub(super) fn of(kind: u32) -> Option<Self> {
         Some(match kind {
             kind::STRUCT | kind::UNION => Self::Aggregate,
             kind::ENUM | kind::ENUM64 => Self::Enum,

@@ -62,6 +62,20 @@ fn types_have_names_and_sizes() {
 }
 
 #[test]
+fn a_name_of_another_class_is_no_match() {
+    // In so small a blob nearly all names share a bucket of the index with another.
+    for number in 0..64 {
+        let name = format!("name_{number}");
+        let mut builder = Builder::new();
+        builder.reference(kind::TYPEDEF, &name, 2);
+        builder.record(&name, 24, &[]);
+        let btf = Btf::parse(builder.finish()).unwrap();
+        assert_eq!(btf.struct_size(&name), Some(24));
+        assert!(!btf.has_func(&name), "{name} is a struct and a typedef");
+    }
+}
+
+#[test]
 fn a_bit_field_has_no_byte_offset() {
     let btf = Btf::parse(sample()).unwrap();
     let member = btf.member("flagged", "int").unwrap();
