@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 
-use super::{LockMode, TaskId};
+use super::LockMode;
 
 /// A lock and how it is held or wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -16,8 +16,6 @@ pub struct Claim {
 /// A task that does not go on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Blocked {
-    /// Who.
-    pub task: TaskId,
     /// What it holds.
     pub holds: Vec<Claim>,
     /// What it waits for.
@@ -72,19 +70,19 @@ fn waits_for(one: &Blocked, other: &Blocked, same: bool, writers: &HashSet<u64>)
     (first.is_some() && !writers.contains(&wants.lock)).then_some(Because::QueuedUnknown)
 }
 
-/// Who holds a lock and who waits for it, among the tasks that are left.
+/// Who holds a lock and who waits for it.
 #[derive(Debug, Clone, Default)]
 struct Crowd {
-    holders: HashSet<usize>,
+    holders: BTreeSet<usize>,
     readers: usize,
-    writers: HashSet<usize>,
+    writers: BTreeSet<usize>,
 }
 
 impl Crowd {
     /// The crowds of all locks that one of these tasks waits for.
-    fn all(blocked: &[Blocked], left: &[usize]) -> HashMap<u64, Self> {
+    fn all(blocked: &[Blocked], tasks: &[usize]) -> HashMap<u64, Self> {
         let mut crowds: HashMap<u64, Self> = HashMap::new();
-        for &at in left {
+        for &at in tasks {
             let wants = blocked[at].wants;
             let crowd = crowds.entry(wants.lock).or_default();
             match wants.mode {
@@ -94,7 +92,7 @@ impl Crowd {
                 }
             }
         }
-        for &at in left {
+        for &at in tasks {
             for claim in &blocked[at].holds {
                 crowds.entry(claim.lock).and_modify(|crowd| {
                     crowd.holders.insert(at);
@@ -103,78 +101,95 @@ impl Crowd {
         }
         crowds
     }
+
+    /// Whether whoever wants the lock in this mode can have somebody to wait for.
+    fn keeps(&self, mode: LockMode) -> bool {
+        !self.holders.is_empty() || mode == LockMode::Read && !self.writers.is_empty()
+    }
+}
+
+/// Who waits for whom, told by the locks in between: comparing each task with each takes long where many wait.
+struct Waits<'a> {
+    blocked: &'a [Blocked],
+    crowds: HashMap<u64, Crowd>,
+    /// Locks that a blocked task is known to want for writing.
+    writers: HashSet<u64>,
+}
+
+impl<'a> Waits<'a> {
+    fn new(blocked: &'a [Blocked], crowds: HashMap<u64, Crowd>) -> Self {
+        Self { blocked, crowds, writers: writers(blocked) }
+    }
+
+    /// Whom a task waits for, and why.
+    fn next(&self, at: usize) -> impl Iterator<Item = (usize, Because)> + '_ {
+        let one = &self.blocked[at];
+        let crowd = self.crowds.get(&one.wants.lock);
+        let others = crowd.into_iter().flat_map(|crowd| crowd.holders.union(&crowd.writers).copied());
+        others.filter_map(move |to| Some((to, waits_for(one, &self.blocked[to], at == to, &self.writers)?)))
+    }
+
+    /// A shortest way from a task back to it.
+    fn around(&self, start: usize) -> Option<Standstill> {
+        let mut before: HashMap<usize, Step> = HashMap::new();
+        // All that wait for a lock in one way wait for the same tasks.
+        let mut asked: HashSet<Claim> = HashSet::new();
+        let mut open = VecDeque::from([start]);
+        while let Some(at) = open.pop_front() {
+            if !asked.insert(self.blocked[at].wants) {
+                continue;
+            }
+            for (to, because) in self.next(at) {
+                let step = Step { task: at, because };
+                if to == start {
+                    let back = |step: &Step| before.get(&step.task).copied();
+                    let mut cycle: Standstill = std::iter::successors(Some(step), back).collect();
+                    cycle.reverse();
+                    return Some(cycle);
+                }
+                before.entry(to).or_insert_with(|| {
+                    open.push_back(to);
+                    step
+                });
+            }
+        }
+        None
+    }
 }
 
 /// Places of the tasks that can be in a circle, no more than `most` of them unless the last circle is larger: of a crowd that only
-/// waits behind others, none. It takes claims at their word, so that what it leaves out need not be looked at any closer; and it is
-/// quick where [`standstills`] would compare each task with each.
+/// waits behind others, none. It takes claims at their word, so that what it leaves out need not be looked at any closer.
 pub fn in_circles(blocked: &[Blocked], most: usize) -> Vec<usize> {
-    let writers = writers(blocked);
     // Whoever waits for nobody that is left, or is waited for by nobody that is left, is in no circle.
     let mut left: Vec<usize> = (0..blocked.len()).collect();
-    let mut crowds;
-    loop {
-        crowds = Crowd::all(blocked, &left);
-        let crowd = |lock| crowds.get(&lock);
-        let waits = |at: usize| {
-            let wants = blocked[at].wants;
-            let behind = |crowd: &Crowd| !crowd.holders.is_empty() || !crowd.writers.is_empty();
-            crowd(wants.lock).is_some_and(|it| match wants.mode {
-                LockMode::Read => behind(it),
-                LockMode::Write => !it.holders.is_empty(),
-            })
-        };
-        let awaited = |at: usize| {
-            let queued = blocked[at].wants.mode == LockMode::Write;
-            blocked[at].holds.iter().any(|claim| crowd(claim.lock).is_some())
-                || queued && crowd(blocked[at].wants.lock).is_some_and(|it| it.readers != 0)
-        };
+    let crowds = loop {
+        let crowds = Crowd::all(blocked, &left);
         let before = left.len();
-        let next: Vec<usize> = left.iter().copied().filter(|at| waits(*at) && awaited(*at)).collect();
-        left = next;
+        left.retain(|at| {
+            let Blocked { holds, wants } = &blocked[*at];
+            let crowd = crowds.get(&wants.lock);
+            let queued = wants.mode == LockMode::Write && crowd.is_some_and(|it| it.readers != 0);
+            let awaited = queued || holds.iter().any(|claim| crowds.contains_key(&claim.lock));
+            awaited && crowd.is_some_and(|it| it.keeps(wants.mode))
+        });
         if left.len() == before {
-            break;
+            break crowds;
         }
-    }
+    };
     if left.len() <= most {
         return left;
     }
+    let waits = Waits::new(blocked, crowds);
     let mut chosen = BTreeSet::new();
-    for &start in &left {
+    for start in left {
         if chosen.len() >= most {
             break;
         }
         if !chosen.contains(&start) {
-            chosen.extend(circle(blocked, start, &crowds, &writers));
+            chosen.extend(waits.around(start).into_iter().flatten().map(|step| step.task));
         }
     }
     chosen.into_iter().collect()
-}
-
-/// The tasks of a shortest circle through one of them; none when there is none.
-fn circle(blocked: &[Blocked], start: usize, crowds: &HashMap<u64, Crowd>, writers: &HashSet<u64>) -> Vec<usize> {
-    let mut before: HashMap<usize, usize> = HashMap::new();
-    // All that wait for a lock in one way wait for the same tasks.
-    let mut asked: HashSet<Claim> = HashSet::new();
-    let mut open = VecDeque::from([start]);
-    while let Some(at) = open.pop_front() {
-        let one = &blocked[at];
-        let Some(crowd) = crowds.get(&one.wants.lock).filter(|_| asked.insert(one.wants)) else { continue };
-        for &to in crowd.holders.iter().chain(&crowd.writers) {
-            if waits_for(one, &blocked[to], at == to, writers).is_none() {
-                continue;
-            }
-            if to == start {
-                let way = std::iter::successors(Some(at), |at| before.get(at).copied());
-                return way.collect();
-            }
-            before.entry(to).or_insert_with(|| {
-                open.push_back(to);
-                at
-            });
-        }
-    }
-    Vec::new()
 }
 
 fn writers(blocked: &[Blocked]) -> HashSet<u64> {
@@ -184,16 +199,9 @@ fn writers(blocked: &[Blocked]) -> HashSet<u64> {
 
 /// The cycles in which the blocked tasks wait for each other, each set of tasks once, shortest first.
 pub fn standstills(blocked: &[Blocked]) -> Vec<Standstill> {
-    let writers = writers(blocked);
-    let mut next: HashMap<usize, Vec<(usize, Because)>> = HashMap::new();
-    for (from, one) in blocked.iter().enumerate() {
-        for (to, other) in blocked.iter().enumerate() {
-            if let Some(because) = waits_for(one, other, from == to, &writers) {
-                next.entry(from).or_default().push((to, because));
-            }
-        }
-    }
-    let mut found: Vec<Standstill> = (0..blocked.len()).filter_map(|start| around(start, &next)).collect();
+    let all: Vec<usize> = (0..blocked.len()).collect();
+    let waits = Waits::new(blocked, Crowd::all(blocked, &all));
+    let mut found: Vec<Standstill> = all.into_iter().filter_map(|start| waits.around(start)).collect();
     found.sort_by_key(Vec::len);
     let mut told: Vec<BTreeSet<usize>> = Vec::new();
     found.retain(|cycle| {
@@ -205,32 +213,6 @@ pub fn standstills(blocked: &[Blocked]) -> Vec<Standstill> {
     found
 }
 
-/// A shortest way from a task back to it.
-fn around(start: usize, next: &HashMap<usize, Vec<(usize, Because)>>) -> Option<Standstill> {
-    let mut before: HashMap<usize, Step> = HashMap::new();
-    let mut open = VecDeque::from([start]);
-    while let Some(at) = open.pop_front() {
-        for &(to, because) in next.get(&at).into_iter().flatten() {
-            let step = Step { task: at, because };
-            if to == start {
-                let mut cycle = vec![step];
-                while let Some(&step) =
-                    before.get(&cycle.last()?.task).filter(|_| cycle.last().is_some_and(|it| it.task != start))
-                {
-                    cycle.push(step);
-                }
-                cycle.reverse();
-                return Some(cycle);
-            }
-            if to != start && !before.contains_key(&to) {
-                before.insert(to, step);
-                open.push_back(to);
-            }
-        }
-    }
-    None
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -240,13 +222,9 @@ mod tests {
     const READ: LockMode = LockMode::Read;
     const WRITE: LockMode = LockMode::Write;
 
-    fn task(tid: u32, holds: &[(u64, LockMode)], wants: (u64, LockMode)) -> Blocked {
+    fn task(holds: &[(u64, LockMode)], wants: (u64, LockMode)) -> Blocked {
         let claim = |(lock, mode): (u64, LockMode)| Claim { lock, mode };
-        Blocked {
-            task: TaskId { pid: tid, tid, comm: String::new(), kernel_thread: false },
-            holds: holds.iter().copied().map(claim).collect(),
-            wants: claim(wants),
-        }
+        Blocked { holds: holds.iter().copied().map(claim).collect(), wants: claim(wants) }
     }
 
     fn tasks(cycle: &Standstill) -> Vec<(usize, Because)> {
@@ -255,13 +233,13 @@ mod tests {
 
     #[test]
     fn a_task_can_wait_for_itself() {
-        let found = standstills(&[task(1, &[(7, WRITE)], (7, READ))]);
+        let found = standstills(&[task(&[(7, WRITE)], (7, READ))]);
         assert_eq!(found.iter().map(tasks).collect::<Vec<_>>(), [[(0, Because::Holds)]]);
     }
 
     #[test]
     fn a_reader_waits_behind_a_writer_that_waits_for_it() {
-        let blocked = [task(1, &[(7, READ)], (7, READ)), task(2, &[], (7, WRITE))];
+        let blocked = [task(&[(7, READ)], (7, READ)), task(&[], (7, WRITE))];
         let found = standstills(&blocked);
         assert_eq!(found.iter().map(tasks).collect::<Vec<_>>(), [[(0, Because::Queued), (1, Because::Holds)]]);
         let alone = standstills(&blocked[..1]);
@@ -271,10 +249,10 @@ mod tests {
     #[test]
     fn two_and_three_tasks_wait_in_a_circle_and_who_waits_behind_them_is_not_in_it() {
         let blocked = [
-            task(1, &[(1, WRITE)], (2, WRITE)),
-            task(2, &[(2, READ)], (3, WRITE)),
-            task(3, &[(3, WRITE)], (1, READ)),
-            task(4, &[(4, WRITE)], (1, WRITE)),
+            task(&[(1, WRITE)], (2, WRITE)),
+            task(&[(2, READ)], (3, WRITE)),
+            task(&[(3, WRITE)], (1, READ)),
+            task(&[(4, WRITE)], (1, WRITE)),
         ];
         let found = standstills(&blocked);
         assert_eq!(found.len(), 1);
@@ -283,38 +261,35 @@ mod tests {
 
     #[test]
     fn readers_that_wait_for_each_other_have_writers_between_them() {
-        let mut blocked = vec![task(1, &[(1, READ)], (2, READ)), task(2, &[(2, READ)], (1, READ))];
+        let mut blocked = vec![task(&[(1, READ)], (2, READ)), task(&[(2, READ)], (1, READ))];
         let why = |blocked: &[Blocked]| standstills(blocked).iter().map(tasks).collect::<Vec<_>>();
         assert_eq!(why(&blocked), [[(0, Because::QueuedUnknown), (1, Because::QueuedUnknown)]]);
-        blocked.push(task(3, &[], (2, WRITE)));
+        blocked.push(task(&[], (2, WRITE)));
         assert_eq!(why(&blocked), [[(0, Because::Queued), (2, Because::Holds), (1, Because::QueuedUnknown)]]);
     }
 
     #[test]
     fn waiting_is_no_deadlock() {
-        assert!(standstills(&[task(1, &[(1, WRITE)], (2, WRITE)), task(2, &[(3, WRITE)], (1, WRITE))]).is_empty());
-        assert!(standstills(&[task(1, &[(1, READ)], (2, READ)), task(2, &[(3, READ)], (2, WRITE))]).is_empty());
+        assert!(standstills(&[task(&[(1, WRITE)], (2, WRITE)), task(&[(3, WRITE)], (1, WRITE))]).is_empty());
+        assert!(standstills(&[task(&[(1, READ)], (2, READ)), task(&[(3, READ)], (2, WRITE))]).is_empty());
         // Two writers behind a holder that is on its way.
-        assert!(standstills(&[task(1, &[(1, READ)], (2, WRITE)), task(2, &[(3, READ)], (2, WRITE))]).is_empty());
-        assert!(standstills(&[task(1, &[], (2, WRITE)), task(2, &[], (2, WRITE)), task(3, &[], (2, READ))]).is_empty());
+        assert!(standstills(&[task(&[(1, READ)], (2, WRITE)), task(&[(3, READ)], (2, WRITE))]).is_empty());
+        assert!(standstills(&[task(&[], (2, WRITE)), task(&[], (2, WRITE)), task(&[], (2, READ))]).is_empty());
     }
 
     #[test]
     fn a_crowd_that_waits_does_not_hide_the_two_that_stand() {
         // A thousand that hold a lock each and wait for one that is busy, and one that waits for each of them.
-        let mut blocked: Vec<_> =
-            (0..1000).map(|tid| task(tid, &[(100 + u64::from(tid), WRITE)], (1, WRITE))).collect();
-        blocked.extend(
-            (0..1000).map(|tid| task(5000 + tid, &[(5000 + u64::from(tid), WRITE)], (100 + u64::from(tid), READ))),
-        );
+        let mut blocked: Vec<_> = (0..1000_u64).map(|nth| task(&[(100 + nth, WRITE)], (1, WRITE))).collect();
+        blocked.extend((0..1000_u64).map(|nth| task(&[(5000 + nth, WRITE)], (100 + nth, READ))));
         assert!(in_circles(&blocked, 8).is_empty());
-        blocked.insert(700, task(2001, &[(2, WRITE)], (3, READ)));
-        blocked.push(task(2002, &[(3, WRITE)], (2, WRITE)));
+        blocked.insert(700, task(&[(2, WRITE)], (3, READ)));
+        blocked.push(task(&[(3, WRITE)], (2, WRITE)));
         assert_eq!(in_circles(&blocked, 8), [700, 2001]);
         // Many circles: as many as are asked for, each whole.
         let pairs = |pair: u32| {
             let (a, b) = (u64::from(pair) * 2, u64::from(pair) * 2 + 1);
-            [task(pair * 2, &[(a, WRITE)], (b, WRITE)), task(pair * 2 + 1, &[(b, WRITE)], (a, WRITE))]
+            [task(&[(a, WRITE)], (b, WRITE)), task(&[(b, WRITE)], (a, WRITE))]
         };
         let many: Vec<_> = (0..500).flat_map(pairs).collect();
         assert_eq!(in_circles(&many, 7), [0, 1, 2, 3, 4, 5, 6, 7]);
@@ -329,10 +304,9 @@ mod tests {
             let mode = |write: bool| if write { WRITE } else { READ };
             let blocked: Vec<_> = world
                 .iter()
-                .enumerate()
-                .map(|(tid, (holds, lock, write))| {
+                .map(|(holds, lock, write)| {
                     let holds: Vec<_> = holds.iter().map(|(lock, write)| (*lock, mode(*write))).collect();
-                    task(tid as u32, &holds, (*lock, mode(*write)))
+                    task(&holds, (*lock, mode(*write)))
                 })
                 .collect();
             let found = standstills(&blocked);

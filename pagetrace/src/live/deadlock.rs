@@ -4,20 +4,19 @@
 //! beside them: neither needs a lock that may be stuck. A task counts when two looks in a row find it blocked, in the fault
 //! handler or in its last call for a lock, and holding what it held.
 
+mod proc;
+mod waiting;
+
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
-    fs,
     path::{Path, PathBuf},
 };
 
-use pagetrace_ebpf::wire::{
-    fault::Violation,
-    lock::held,
-    order::{OVER, OrderSlot, OrderTask, class, how},
-    task::Slot,
-};
+use pagetrace_ebpf::wire::{fault::Violation, lock::held, order::OrderTask, task::Slot};
 
-use super::{hang::shows_lock_wait, workload::targets::Stat};
+use proc::{asleep, beside, comm, exists, faults, frame};
+use waiting::{Waiting, of_slot};
+
 use crate::{
     analysis::{
         LockMode, Stacks, Suspected, TaskId,
@@ -25,7 +24,7 @@ use crate::{
         suspected,
     },
     output::{
-        deadlock::{Bystander, ReportedDeadlock, StandingLock, StandingTask},
+        deadlock::{ReportedDeadlock, StandingLock, StandingTask},
         order::variable,
     },
     symbolize::Symbolizer,
@@ -37,8 +36,6 @@ const MOST: usize = 256;
 const MOST_FAULTING: usize = 2048;
 /// Looks in a row that have to find a task blocked.
 const LOOKS: u32 = 2;
-/// How long a lock of the order is waited for before its task is looked at, nanoseconds.
-const LONG_NS: u64 = 200_000_000;
 
 /// A lock, before it has a name.
 #[derive(Debug, Clone)]
@@ -244,56 +241,7 @@ impl Watch {
 
 fn facts(it: &Candidate) -> Blocked {
     let holds = it.holds.iter().map(|lock| lock.claim).collect();
-    Blocked { task: it.task.clone(), holds, wants: it.wants.claim }
-}
-
-/// A task that has waited for a lock of the order for a while.
-struct Waiting<'a> {
-    task: &'a OrderTask,
-    holds: &'a [OrderSlot],
-    wants: &'a OrderSlot,
-}
-
-impl<'a> Waiting<'a> {
-    fn of(task: &'a OrderTask, now: u64) -> Option<Self> {
-        let (wants, holds) = task.slots.get(..task.depth as usize)?.split_last()?;
-        let long = now.saturating_sub(wants.since) >= LONG_NS;
-        (long && !holds.is_empty()).then_some(Self { task, holds, wants })
-    }
-
-    /// What it holds for certain.
-    fn holds(&self) -> impl Iterator<Item = &'a OrderSlot> {
-        self.holds.iter().filter(|slot| slot.flags & (OVER | held::TENTATIVE) == 0)
-    }
-
-    fn facts(&self) -> Blocked {
-        let task = TaskId { pid: self.task.tgid, tid: self.task.tid, comm: String::new(), kernel_thread: false };
-        Blocked { task, holds: self.holds().map(claim).collect(), wants: claim(self.wants) }
-    }
-}
-
-fn claim(slot: &OrderSlot) -> Claim {
-    let mode = if slot.flags & held::WRITE != 0 { LockMode::Write } else { LockMode::Read };
-    // An address space stands for its lock, as in what faults tell.
-    let lock = if slot.kind == class::MMAP { slot.owner } else { slot.lock };
-    Claim { lock, mode }
-}
-
-fn of_slot(slot: &OrderSlot, stacks: &dyn Stacks) -> Lock {
-    let what = match (slot.kind, slot.flags & how::MUTEX != 0) {
-        (class::MMAP, _) => "mmap_lock",
-        (_, true) => "mutex",
-        (_, false) => "rwsem",
-    };
-    let of =
-        if slot.kind == class::MMAP { format!(" of mm {:#x}", slot.owner) } else { format!(" at {:#x}", slot.lock) };
-    Lock {
-        claim: claim(slot),
-        name: format!("{what}{of}"),
-        kind: (slot.kind != class::MMAP).then_some(what),
-        attempt: slot.flags & held::TENTATIVE != 0,
-        stack: stacks.stack(slot.stack).unwrap_or_default(),
-    }
+    Blocked { holds, wants: it.wants.claim }
 }
 
 fn standing(
@@ -345,58 +293,10 @@ fn is_inside(it: &Candidate, now: &[String], names: &mut Symbolizer) -> bool {
         && now.iter().rev().zip(then.iter().rev()).all(|(now, then)| now == then)
 }
 
-fn exists(proc: &Path, pid: u32, tid: u32) -> bool {
-    proc.join(pid.to_string()).join("task").join(tid.to_string()).exists()
-}
-
-/// Whether a task waits for a lock in the fault handler.
-fn faults(proc: &Path, pid: u32, tid: u32) -> bool {
-    blocked(proc, pid, tid).is_some_and(|stack| shows_lock_wait(&stack.join("\n")))
-}
-
-/// The stack of a task that waits uninterruptibly, or until it is killed; `None` when it does not, or is gone. The kernel
-/// leaves functions of the scheduler out of it, and lock functions are among these (`in_sched_functions`).
-fn blocked(proc: &Path, pid: u32, tid: u32) -> Option<Vec<String>> {
-    asleep(proc, pid, tid, &['D'])
-}
-
-/// The stack of a task that is in one of these states.
-fn asleep(proc: &Path, pid: u32, tid: u32, states: &[char]) -> Option<Vec<String>> {
-    let dir = proc.join(pid.to_string()).join("task").join(tid.to_string());
-    let stat = fs::read(dir.join("stat")).ok()?;
-    if !states.contains(&Stat::parse(&stat)?.state) {
-        return None;
-    }
-    let stack = fs::read_to_string(dir.join("stack")).ok()?;
-    Some(stack.lines().map(str::to_owned).collect())
-}
-
-/// `[<0>] name+0x1/0x2 [module]` as other stacks are shown: `name+0x1 [module]`.
-fn frame(line: &str) -> String {
-    let line = line.trim().trim_start_matches("[<0>] ");
-    let (place, module) =
-        line.split_once(' ').map_or((line, String::new()), |(place, module)| (place, format!(" {module}")));
-    format!("{}{module}", place.split('/').next().unwrap_or(place))
-}
-
-fn comm(proc: &Path, pid: u32, tid: u32) -> String {
-    let stat = fs::read(proc.join(pid.to_string()).join("task").join(tid.to_string()).join("stat")).unwrap_or_default();
-    Stat::parse(&stat).map(|stat| crate::record::name(&stat.comm)).unwrap_or_default()
-}
-
-/// The threads of a process that are blocked as well and are in no cycle that is known: the writers among them.
-fn beside(proc: &Path, pid: u32, known: &BTreeSet<u32>) -> Vec<Bystander> {
-    let tasks = fs::read_dir(proc.join(pid.to_string()).join("task")).into_iter().flatten().flatten();
-    let tids = tasks.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    let found = tids.filter(|tid| !known.contains(tid)).take(MOST).filter_map(|tid| {
-        let waits_at = blocked(proc, pid, tid)?.iter().map(|line| frame(line)).collect();
-        Some(Bystander { pid, tid, comm: comm(proc, pid, tid), waits_at })
-    });
-    found.collect()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     const FAULT: &str = "[<0>] lock_mm_and_find_vma+0x5/0x6\n[<0>] exc_page_fault+0x1/0x2\n[<0>] asm_exc_page_fault+0x3/0x4\n\
