@@ -136,6 +136,14 @@ pub(crate) fn read_str(address: u64, out: &mut [u8]) {
     let _ = unsafe { bpf_probe_read_kernel_str_bytes(address as *const u8, out) };
 }
 
+/// Reads a string as words, zeroes behind it.
+#[inline(always)]
+pub(crate) fn read_words<const N: usize>(address: u64, out: &mut [u64; N]) {
+    // SAFETY: the bytes of the words, all of which may have any value.
+    let bytes = unsafe { core::slice::from_raw_parts_mut(out.as_mut_ptr().cast::<u8>(), N * 8) };
+    read_str(address, bytes);
+}
+
 /// Bases of the direct map and of the page descriptors, and the cache that mm_structs come from.
 #[repr(C)]
 #[derive(Clone, Copy)]

@@ -1,13 +1,18 @@
 //! Names for kernel addresses.
 //!
 //! The kernel's own table is read again when a finding holds an address that the last reading cannot explain:
-//! modules and BPF programs come and go. It is kallsyms and not DWARF, so that names are the same on every machine.
+//! modules and BPF programs come and go. Where a module was unloaded since, nothing has a name before that. It is kallsyms and
+//! not DWARF, so that names are the same on every machine.
 
 use std::{cell::RefCell, collections::HashMap, fs, path::PathBuf, time::Instant};
 
+use pagetrace_ebpf::wire::module::{Range, Unloaded};
 use serde::{Deserialize, Serialize};
 
-use crate::{kernel::kallsyms::Kallsyms, record::user::Symbol};
+use crate::{
+    kernel::kallsyms::{Kallsyms, Resolved},
+    record::user::Symbol,
+};
 
 /// One frame of a kernel stack.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,7 +58,10 @@ const MAX_LEARNT: usize = 1 << 20;
 pub struct Symbolizer {
     path: PathBuf,
     symbols: Option<Kallsyms>,
-    read_at: Instant,
+    /// When the table was last read, until another reading is called for.
+    read_at: Option<Instant>,
+    /// Where modules were unloaded since.
+    gone: Vec<Range>,
     data: RefCell<HashMap<u64, Option<String>>>,
     /// The names of a recording, instead of this machine's.
     learnt: Option<HashMap<u64, Symbol>>,
@@ -62,7 +70,14 @@ pub struct Symbolizer {
 impl Symbolizer {
     /// Reads names from `path`, normally /proc/kallsyms, when they are first needed.
     pub fn new(path: PathBuf) -> Self {
-        Self { path, symbols: None, read_at: Instant::now(), data: RefCell::default(), learnt: None }
+        Self {
+            path,
+            symbols: None,
+            read_at: Some(Instant::now()),
+            gone: Vec::new(),
+            data: RefCell::default(),
+            learnt: None,
+        }
     }
 
     /// Knows only what it is told; nothing of this machine.
@@ -82,8 +97,28 @@ impl Symbolizer {
         if let Some(learnt) = &self.learnt {
             return learnt.get(&address).cloned();
         }
-        let found = self.symbols.as_ref()?.resolve(address)?;
+        let found = self.resolve(address)?;
         Some(Symbol { name: found.name.to_owned(), offset: found.offset, module: found.module.map(str::to_owned) })
+    }
+
+    /// What lies there is another thing from now on. What was named before keeps its name, so name first what is older.
+    pub fn forget(&mut self, unloaded: &Unloaded) {
+        let ranges = [unloaded.text, unloaded.data];
+        let is_gone = |address: &u64| ranges.iter().any(|range| range.contains(*address));
+        match &mut self.learnt {
+            Some(learnt) => learnt.retain(|address, _| !is_gone(address)),
+            None => self.gone.extend(ranges.iter().filter(|range| range.end != 0)),
+        }
+        self.data.borrow_mut().retain(|address, _| !is_gone(address));
+    }
+
+    fn is_gone(&self, address: u64) -> bool {
+        self.gone.iter().any(|range| range.contains(address))
+    }
+
+    /// The table's word on an address, if it is still true.
+    fn resolve(&self, address: u64) -> Option<Resolved<'_>> {
+        if self.is_gone(address) { None } else { self.symbols.as_ref()?.resolve(address) }
     }
 
     /// Uses a table that was read already.
@@ -93,26 +128,39 @@ impl Symbolizer {
         self
     }
 
-    /// Makes sure that the table explains these addresses, reading it again when it must be older than they are.
-    pub fn cover(&mut self, stacks: &[&[u64]]) {
+    /// Makes sure that the table explains these addresses, reading it again when it must be older than they are. `false` when it
+    /// was read too short a time ago for that: ask again later.
+    pub fn cover(&mut self, stacks: &[&[u64]]) -> bool {
         if self.learnt.is_some() {
-            return;
+            return true;
         }
-        let stale = self.symbols.as_ref().is_none_or(|symbols| {
-            stacks.iter().copied().flatten().any(|address| {
-                // BPF programs come and go: the one that was there may have left its place to another.
-                *address >= MODULES
-                    && symbols.resolve(*address).is_none_or(|found| matches!(found.module, None | Some("bpf")))
-                    && !self.in_image(*address)
-            })
-        });
+        // Once for every module that goes.
+        let is_gone = !self.gone.is_empty() && stacks.iter().copied().flatten().any(|address| self.is_gone(*address));
+        let stale = is_gone
+            || self.symbols.as_ref().is_none_or(|symbols| {
+                stacks.iter().copied().flatten().any(|address| {
+                    // BPF programs come and go: the one that was there may have left its place to another.
+                    *address >= MODULES
+                        && symbols.resolve(*address).is_none_or(|found| matches!(found.module, None | Some("bpf")))
+                        && !self.in_image(*address)
+                })
+            });
         // A storm of findings from code that is gone must not become a storm of table readings.
-        if stale && (self.symbols.is_none() || self.read_at.elapsed().as_millis() >= 100) {
+        let due = self.symbols.is_none() || is_gone || self.read_at.is_none_or(|at| at.elapsed().as_millis() >= 100);
+        if stale && due {
             if let Ok(text) = fs::read_to_string(&self.path) {
                 self.symbols = Some(Kallsyms::parse(text));
+                self.gone.clear();
+                self.data.borrow_mut().clear();
             }
-            self.read_at = Instant::now();
+            self.read_at = Some(Instant::now());
         }
+        !stale || due
+    }
+
+    /// Whatever does not explain an address from now on is older than it.
+    pub fn may_read_again(&mut self) {
+        self.read_at = None;
     }
 
     fn in_image(&self, address: u64) -> bool {
@@ -125,7 +173,7 @@ impl Symbolizer {
         if let Some(learnt) = &self.learnt {
             return learnt.get(&address).map(|symbol| symbol.name.as_str());
         }
-        self.symbols.as_ref()?.resolve(address).map(|found| found.name)
+        self.resolve(address).map(|found| found.name)
     }
 
     /// The variable that begins at an address, such as a `mm_walk_ops`.
@@ -136,7 +184,8 @@ impl Symbolizer {
         if let Some(known) = self.data.borrow().get(&address) {
             return known.clone();
         }
-        let found = self.symbols.as_ref().and_then(|symbols| symbols.name_at(address)).map(str::to_owned);
+        let symbols = self.symbols.as_ref().filter(|_| !self.is_gone(address));
+        let found = symbols.and_then(|symbols| symbols.name_at(address)).map(str::to_owned);
         self.data.borrow_mut().insert(address, found.clone());
         found
     }
@@ -149,7 +198,7 @@ impl Symbolizer {
         if let Some(learnt) = &self.learnt {
             return learnt.get(&address).cloned();
         }
-        let symbols = self.symbols.as_ref()?;
+        let symbols = self.symbols.as_ref().filter(|_| !self.is_gone(address))?;
         let found = symbols.variable(address)?;
         // A name that several have is none to tell locks by; which of them it is is the same on every boot of a kernel.
         let name = match symbols.namesake(found.name, found.module, address - found.offset) {
@@ -209,6 +258,50 @@ mod tests {
         let stack = [0xffff_ffff_c000_0010, 0xffff_ffff_8100_0210, 0xffff_ffff_8100_0110, 0xffff_ffff_c000_0020];
         let frames: Vec<String> = symbolizer.frames(&stack).iter().map(Frame::text).collect();
         assert_eq!(frames, ["down_read+0x10", "bpf_prog_1_x+0x20 [bpf]"]);
+    }
+
+    fn unloaded(start: u64, end: u64) -> Unloaded {
+        Unloaded { data: Range { start, end }, ..Unloaded::default() }
+    }
+
+    #[test]
+    fn what_lay_in_a_module_that_is_gone_has_no_name_until_the_table_is_read_again() {
+        let table = |first: &str, second: &str| {
+            format!(
+                "ffffffff81000000 T _text\nffffffff81000400 T _etext\nffffffffc0000000 d {first}_lock\t[{first}]\n\
+                 ffffffffc0001000 d {second}_lock\t[{second}]\n"
+            )
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("kallsyms");
+        fs::write(&path, table("new", "other")).unwrap();
+        let mut names = Symbolizer::new(path).with(Some(Kallsyms::parse(table("old", "other"))));
+        let (gone, stays) = (0xffff_ffff_c000_0000, 0xffff_ffff_c000_1000);
+        let name = |names: &Symbolizer, at| names.variable(at).map(|symbol| symbol.name);
+        assert_eq!(names.data_name(gone).as_deref(), Some("old_lock"));
+        names.forget(&unloaded(gone, stays));
+        assert_eq!((name(&names, gone), names.data_name(gone), names.lookup(gone)), (None, None, None));
+        assert_eq!(name(&names, stays).as_deref(), Some("other_lock"));
+        assert!(names.cover(&[&[gone]]), "however short a time ago the table was read");
+        assert_eq!(name(&names, gone).as_deref(), Some("new_lock"));
+        assert_eq!(names.data_name(gone).as_deref(), Some("new_lock"));
+        assert!(!names.cover(&[&[0xffff_ffff_c100_0000]]), "what nobody knows must not have it read all the time");
+        names.may_read_again();
+        assert!(names.cover(&[&[0xffff_ffff_c100_0000]]));
+    }
+
+    #[test]
+    fn a_recording_names_an_address_anew_where_a_module_went() {
+        let mut names = Symbolizer::recorded();
+        let symbol = |name: &str| Symbol { name: name.to_owned(), offset: 0, module: None };
+        let learn = |names: &mut Symbolizer, name| names.learn(0x1000, symbol(name));
+        learn(&mut names, "old");
+        learn(&mut names, "later");
+        assert_eq!(names.name(0x1000), Some("old"));
+        names.forget(&unloaded(0x1000, 0x2000));
+        assert_eq!(names.name(0x1000), None);
+        learn(&mut names, "new");
+        assert_eq!(names.name(0x1000), Some("new"));
     }
 
     #[test]

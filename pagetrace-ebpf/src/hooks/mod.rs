@@ -5,6 +5,7 @@ pub(crate) mod before;
 pub(crate) mod fault;
 pub(crate) mod leak;
 pub(crate) mod lock;
+pub(crate) mod module;
 pub(crate) mod order;
 mod page;
 mod seen;

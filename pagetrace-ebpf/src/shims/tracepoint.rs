@@ -11,7 +11,7 @@ use aya_ebpf::{
 use pagetrace_ebpf::wire::{fault::mode, lock::held};
 
 use crate::{
-    hooks::{fault, leak, lock, task},
+    hooks::{fault, leak, lock, module, task},
     stacks::Probed,
 };
 
@@ -65,4 +65,5 @@ both! {
     tb_task_newtask, tr_task_newtask, |ctx| task::on_new_task(ctx.arg(0));
     tb_sched_process_exec, tr_sched_process_exec, |ctx| task::on_exec(ctx.arg::<u64>(1) as u32);
     tb_sched_process_free, tr_sched_process_free, |ctx| task::on_free(ctx.arg(0));
+    tb_module_free, tr_module_free, |ctx| module::on_unload(ctx.arg(0));
 }

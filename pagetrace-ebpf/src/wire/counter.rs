@@ -67,4 +67,6 @@ counters! {
     ORDER_RETURN_SETTLED = 26, "order_return_settled";
     /// The end of a page fault was not seen, or it came within more others than there is room for: it was not told.
     FAULT_END_MISSED = 27, "fault_end_missed";
+    /// That a module was unloaded found no room in the ring buffer: what came in its place may bear its names.
+    UNLOAD_LOST = 28, "module_unload_lost";
 }

@@ -7,6 +7,7 @@ mod codec;
 pub mod counter;
 pub mod fault;
 pub mod lock;
+pub mod module;
 pub mod order;
 pub mod seen;
 pub mod setting;
@@ -47,6 +48,8 @@ pub mod kind {
     pub const MM: u32 = 20;
     /// [`super::stream::Words`].
     pub const WORDS: u32 = 21;
+    /// [`super::module::Unloaded`]: not of the stream alone, every run has it.
+    pub const UNLOADED: u32 = 22;
     /// [`super::order::Edge`].
     pub const EDGE: u32 = 32;
     /// [`super::order::EdgeCount`].

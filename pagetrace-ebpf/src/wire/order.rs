@@ -27,6 +27,13 @@ pub mod class {
     pub const INODE: u32 = 5;
     /// Bit of [`super::LockClass::offset`] of an inode's lock: the inode is a directory.
     pub const DIRECTORY: u32 = 1 << 31;
+    /// Bits of [`super::LockClass::offset`] that are the offset.
+    pub const OFFSET: u32 = (1 << ERA_SHIFT) - 1;
+    /// Above them, up to [`DIRECTORY`], what tells two classes apart whose addresses are the same because one came in the place of
+    /// the other: how many modules that had an address were unloaded before, or something of the name of a slab cache.
+    pub const ERA_SHIFT: u32 = 20;
+    /// Bits of that.
+    pub const ERA: u32 = (1 << (31 - ERA_SHIFT)) - 1;
 }
 
 /// Bits of [`OrderLock::flags`], above those of [`super::lock::held`].
@@ -88,7 +95,7 @@ wire! {
     pub struct LockClass {
         /// One of [`class`].
         pub kind: u32,
-        /// Bytes from the start of the object, where there is one.
+        /// Bytes from the start of the object, where there is one, and what else [`class`] has.
         pub offset: u32,
         /// See [`class`].
         pub owner: u64,

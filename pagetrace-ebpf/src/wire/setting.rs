@@ -187,6 +187,14 @@ settings! {
     PGDIR_SHIFT,
     /// Address of the variable `sme_me_mask`, on kernels that can encrypt memory.
     SME_MASK,
+    /// Where a `module` tells its code's address; before 6.4 that of all it has.
+    MODULE_TEXT,
+    /// Where it tells how much that is: a 32-bit word.
+    MODULE_TEXT_SIZE,
+    /// Where it tells its variables' address, since 6.4.
+    MODULE_DATA,
+    /// Where it tells how much that is: a 32-bit word.
+    MODULE_DATA_SIZE,
 }
 
 /// Values of [`TARGET_MODE`].

@@ -30,6 +30,7 @@ use crate::{
     },
     plan::is_user_access,
     record::{
+        Record,
         reader::{Entry, Reader},
         user::{CommandEnd, End, Note, User},
     },
@@ -99,6 +100,10 @@ pub(super) fn read(path: &Path) -> Result<Read> {
             Entry::Kernel(record) => {
                 latest = latest.max(record.time().unwrap_or(0));
                 check.take(&record);
+                if let Record::Unloaded(unloaded) = &record {
+                    gather.name_edges(&mut names, true);
+                    names.forget(unloaded);
+                }
                 let known = Recorded { stacks: &stacks, names: &names };
                 gather.take_order(&record, &known);
                 if let Outcome::New(index) | Outcome::Worse(index) = gather.take(&record, &known) {
@@ -123,7 +128,7 @@ pub(super) fn read(path: &Path) -> Result<Read> {
         }
     }
     check.finish();
-    gather.name_edges(&mut names);
+    gather.name_edges(&mut names, true);
     let lock_order = ordered.then(|| gather.order());
     let (correlator, findings) = gather.finish();
     let count = |name: &String| counters.get(name).copied().unwrap_or(0);

@@ -10,6 +10,7 @@ pub mod features;
 pub mod kallsyms;
 pub mod locks;
 pub mod memlock;
+pub mod module;
 mod names;
 pub mod offsets;
 mod preflight;

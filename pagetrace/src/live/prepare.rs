@@ -10,6 +10,7 @@ use crate::{
         KernelFacts,
         btf::Btf,
         kallsyms::Kallsyms,
+        module::Regions,
         offsets::Offsets,
         slab::{Head, Slab},
         tracefs::Presence,
@@ -138,6 +139,12 @@ pub fn settings(btf: &Btf, kallsyms: Option<&Kallsyms>, offsets: &Offsets, plan:
         .set(setting::MIN_FAULT_NS, run.min_fault_ns)
         .set(setting::SELF_TGID, u64::from(std::process::id()))
         .set(setting::TARGET_MODE, run.target_mode);
+    if let Some(Regions { text, data }) = Regions::from_btf(btf) {
+        out.set(setting::MODULE_TEXT, text.base)
+            .set(setting::MODULE_TEXT_SIZE, text.size)
+            .set_if(setting::MODULE_DATA, data.map(|data| data.base))
+            .set_if(setting::MODULE_DATA_SIZE, data.map(|data| data.size));
+    }
     if run.strict {
         strict::set(&mut out, btf, kallsyms);
     }

@@ -114,6 +114,10 @@ impl Session<'_> {
     fn take(&mut self, bytes: &[Vec<u8>], observer: &mut dyn Observer) {
         for bytes in bytes {
             let record = Record::decode(bytes);
+            if let Record::Unloaded(unloaded) = &record {
+                self.gather.name_edges(&mut self.names, true);
+                self.names.forget(unloaded);
+            }
             let stacks = LiveStacks::new(&self.attached, self.facts.kallsyms.as_ref().ok(), &self.modules);
             if self.gather.take_order(&record, &stacks) {
                 observer.note("locks around mmap_lock are taken in both orders: see lock-order in the report");
@@ -149,7 +153,7 @@ impl Session<'_> {
                 self.reader_gone = true;
             }
         }
-        self.gather.name_edges(&mut self.names);
+        self.gather.name_edges(&mut self.names, false);
     }
 
     fn new_finding(&mut self, index: usize, observer: &mut dyn Observer) -> io::Result<()> {
@@ -326,6 +330,7 @@ pub async fn run(facts: &KernelFacts, mut spec: Spec, observer: &mut dyn Observe
                     counted = now;
                 }
                 session.take_repeats(observer)?;
+                session.gather.name_edges(&mut session.names, false);
                 session.look(spec.run.order, observer);
                 if spec.run.strict {
                     strict::access();

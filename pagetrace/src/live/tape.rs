@@ -118,6 +118,12 @@ impl<M: Medium> FileTape<M> {
             Record::Handler(handler) => self.name(&[handler.ip]),
             Record::Fault(fault) => self.name(&[fault.ip]),
             Record::Walk(walk) => self.data(walk.ops),
+            // Written again, if there is something at these addresses again.
+            Record::Unloaded(unloaded) => {
+                self.names.forget(unloaded);
+                self.addresses.retain(|at| !unloaded.text.contains(*at) && !unloaded.data.contains(*at));
+                self.stacks.clear();
+            }
             Record::Edge(edge) => {
                 for lock in [&edge.held, &edge.wanted] {
                     self.stack(lock.stack_id, stacks);

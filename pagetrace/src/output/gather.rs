@@ -65,10 +65,12 @@ impl Gather {
         }
     }
 
-    /// Names the edges that have no names yet. Call it soon, as [`Gather::name`].
-    pub fn name_edges(&mut self, names: &mut Symbolizer) {
+    /// Names the edges that have no names yet. Call it soon, as [`Gather::name`], and again; the last time, and before names
+    /// are lost, all have to be named `now`.
+    pub fn name_edges(&mut self, names: &mut Symbolizer, now: bool) {
         for edge in self.orders.edges().iter().skip(self.named_edges.len()) {
-            self.named_edges.push(ReportedEdge::name(edge, names, &self.fields));
+            let Some(named) = ReportedEdge::name(edge, names, &self.fields, now) else { return };
+            self.named_edges.push(named);
         }
     }
 

@@ -170,7 +170,7 @@ pub fn variable(address: u64, names: &Symbolizer) -> Option<(String, NamedBy)> {
 /// What a lock is called.
 pub fn name(lock: &Lock, names: &Symbolizer, fields: &LockFields) -> Name {
     let [variable, site] = named_addresses(lock.class, lock.address);
-    let offset = lock.class.offset & !class::DIRECTORY;
+    let offset = lock.class.offset & class::OFFSET;
     let (text, by) = match lock.class.kind {
         class::MMAP => ("mmap_lock".to_owned(), NamedBy::MmStruct),
         class::ADDRESS => self::variable(variable, names).unwrap_or_else(|| {
@@ -220,7 +220,7 @@ fn identity(lock: &Lock, reported: &ReportedLock, names: &Symbolizer) -> String 
         }
         NamedBy::SlabAndSite => {
             let [_, site] = named_addresses(lock.class, lock.address);
-            let offset = lock.class.offset & !class::DIRECTORY;
+            let offset = lock.class.offset & class::OFFSET;
             let frames = names.frames(&[site]);
             format!("{}+{offset:#x} of {}", lock.class_name, frames.first().map_or("?", function))
         }
@@ -230,14 +230,17 @@ fn identity(lock: &Lock, reported: &ReportedLock, names: &Symbolizer) -> String 
 }
 
 impl ReportedEdge {
-    /// Names an edge. Call it soon after the event: modules and BPF programs go, and their names with them.
-    pub fn name(edge: &Edge, names: &mut Symbolizer, fields: &LockFields) -> Self {
+    /// Names an edge. Call it soon after the event: modules and BPF programs go, and their names with them. `None`, unless it has
+    /// to be `now`, where a little later may tell more names.
+    pub fn name(edge: &Edge, names: &mut Symbolizer, fields: &LockFields, now: bool) -> Option<Self> {
         let addresses = [&edge.held, &edge.wanted].map(|lock| named_addresses(lock.class, lock.address)).concat();
-        names.cover(&[&edge.held.stack, &edge.wanted.stack, &addresses]);
+        if !names.cover(&[&edge.held.stack, &edge.wanted.stack, &addresses]) && !now {
+            return None;
+        }
         let task = &edge.task;
         let [held, wanted] = [&edge.held, &edge.wanted].map(|lock| reported_lock(lock, names, fields));
         let ends = [identity(&edge.held, &held, names), identity(&edge.wanted, &wanted, names)];
-        Self {
+        Some(Self {
             fingerprint: fingerprint::hash(&format!("lock-order edge\n{}\n", ends.join("\n"))),
             new: None,
             held,
@@ -250,7 +253,7 @@ impl ReportedEdge {
             count: edge.count,
             last_seen_ns: edge.last,
             known: edge.known.map(|known| known.what.into()),
-        }
+        })
     }
 
     /// What it is, without whose locks they were.

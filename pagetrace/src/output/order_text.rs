@@ -185,7 +185,8 @@ pub(crate) mod tests {
         names.learn(0xffff_ffff_8100_0010, symbol("mutex_lock", None));
         names.learn(0xffff_ffff_8100_0020, symbol("lock_mm_and_find_vma", None));
         let fields = LockFields::default();
-        let named = orders.edges().iter().map(|edge| ReportedEdge::name(edge, &mut names, &fields)).collect();
+        let named =
+            orders.edges().iter().filter_map(|edge| ReportedEdge::name(edge, &mut names, &fields, true)).collect();
         ReportedOrder::of(&orders, named)
     }
 

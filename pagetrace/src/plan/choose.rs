@@ -62,6 +62,7 @@ pub fn plan(kernel: &dyn KernelView, wish: &Wish) -> Result<Plan, PlanError> {
     for event in [Event::MmapLock, Event::KernelFault, Event::FaultKind, Event::FaultVma, Event::TaskLife] {
         events.push(choose(kernel, wish, event));
     }
+    events.push(choose(kernel, wish, Event::ModuleUnload));
     if wish.strict {
         events.push(choose(kernel, wish, Event::UserBoundary));
         events.push(access::choose(kernel, &|probe| check(kernel, wish, probe)));
@@ -241,6 +242,9 @@ fn explain(plan: &mut EventPlan, preempts_programs: bool) {
             "locks that an exception or interrupt takes along to user mode and another gives back before the task's next \
              system call",
         ),
+        Event::ModuleUnload if plan.attach.is_none() => {
+            Some("that a module is unloaded: what comes in its place may be taken for it")
+        }
         Event::PageFault if plan.attach.is_none() => Some("page faults"),
         Event::PageFault if tracepoints => {
             Some("the latency and the result of page faults, and faults taken by get_user_pages")

@@ -90,6 +90,8 @@ pub enum Event {
     TaskLife,
     /// Mutexes and rwsems of all kinds, for the lock order.
     SleepingLock,
+    /// A kernel module goes, and with it what its addresses meant.
+    ModuleUnload,
 }
 
 impl Event {
@@ -106,6 +108,7 @@ impl Event {
             Self::UserBoundary => "user-boundary",
             Self::TaskLife => "task-life",
             Self::SleepingLock => "sleeping-lock",
+            Self::ModuleUnload => "module-unload",
         }
     }
 }

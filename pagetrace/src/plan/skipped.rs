@@ -26,6 +26,8 @@ enum Hides {
     Leaving,
     /// A way into the kernel, with a system call.
     Entering,
+    /// The end of a module.
+    Unload,
 }
 
 fn hides(plan: &Plan, program: &str) -> Hides {
@@ -43,6 +45,7 @@ fn hides(plan: &Plan, program: &str) -> Hides {
         [Event::FaultKind] => Hides::FaultKind,
         [Event::UserBoundary] if program.ends_with("sys_exit") => Hides::Leaving,
         [Event::UserBoundary] => Hides::Entering,
+        [Event::ModuleUnload] => Hides::Unload,
         _ => Hides::Event,
     }
 }
@@ -57,8 +60,8 @@ fn twice_told(plan: &Plan) -> bool {
 ///
 /// A lock taken along to user mode passes the end of one system call and the beginning of the next: as long as only one
 /// of the two programs was ever skipped, the other has seen it. So it is with children, where two programs tell of them.
-pub fn counters<'a>(plan: &Plan, misses: impl Iterator<Item = (&'a str, u64)>) -> [(&'static str, u64); 5] {
-    let (mut events, mut ends, mut kinds, mut leaving, mut entering) = (0, 0, 0, 0, 0);
+pub fn counters<'a>(plan: &Plan, misses: impl Iterator<Item = (&'a str, u64)>) -> [(&'static str, u64); 6] {
+    let (mut events, mut ends, mut kinds, mut leaving, mut entering, mut unloads) = (0, 0, 0, 0, 0, 0);
     let (mut first, mut second) = (0, 0);
     for (program, count) in misses {
         *match hides(plan, program) {
@@ -69,6 +72,7 @@ pub fn counters<'a>(plan: &Plan, misses: impl Iterator<Item = (&'a str, u64)>) -
             Hides::FaultKind => &mut kinds,
             Hides::Leaving => &mut leaving,
             Hides::Entering => &mut entering,
+            Hides::Unload => &mut unloads,
         } += count;
     }
     // How many of two programs' calls can hide something: none, as long as one of them saw everything.
@@ -80,6 +84,7 @@ pub fn counters<'a>(plan: &Plan, misses: impl Iterator<Item = (&'a str, u64)>) -
         ("task_end_missed", ends),
         ("fault_kind_missed", kinds),
         ("user_boundary_missed", leaving + entering - both),
+        ("module_unload_missed", unloads),
     ]
 }
 

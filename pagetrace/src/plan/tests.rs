@@ -38,6 +38,7 @@ fn programs(plan: &Plan, of: Event) -> Vec<&str> {
 }
 
 const TASKS: (Event, Option<Attach>) = (Event::TaskLife, Some(Attach::Tracepoint));
+const MODULES: (Event, Option<Attach>) = (Event::ModuleUnload, Some(Attach::Tracepoint));
 const KIND: (Event, Option<Attach>) = (Event::FaultKind, Some(Attach::Tracepoint));
 
 #[test]
@@ -49,6 +50,7 @@ fn a_stock_kernel_gets_the_best_way_it_has() {
             KIND,
             (Event::FaultVma, Some(attach)),
             TASKS,
+            MODULES,
         ]
     };
     assert_eq!(chosen(&v6_1(), &wish(None)), by(Attach::Fentry), "6.1");
@@ -128,6 +130,13 @@ fn children_are_told_of_twice_where_a_program_can_be_skipped() {
     assert_eq!(second(false, true), None);
     let plan = of(&Fake { preempts: true, ..v6_12() }, &wish(None));
     assert_eq!(event(&plan, Event::TaskLife).probes.len(), 3, "a kernel that has neither");
+}
+
+#[test]
+fn without_the_end_of_modules_there_is_a_plan_that_says_so() {
+    let plan = of(&v6_12().without_tracepoints("module"), &wish(None));
+    assert_eq!(event(&plan, Event::ModuleUnload).attach, None);
+    assert_eq!(plan.not_seen(), ["that a module is unloaded: what comes in its place may be taken for it"]);
 }
 
 #[test]

@@ -64,6 +64,9 @@ const NEW_TASK: &str = "task_newtask";
 /// Function that every child passes through a little later (kernel/sched/core.c).
 const WAKE_NEW_TASK: &str = "wake_up_new_task";
 
+/// Tracepoint that tells of a module before it is freed (kernel/module/main.c, `free_module`).
+const MODULE_FREE: &str = "module_free";
+
 /// Whether a program tells of children.
 pub(super) fn tells_of_children(program: &str) -> bool {
     tells_of_children_usually(program) || [NEW_TASK, WAKE_NEW_TASK].iter().any(|name| program.ends_with(name))
@@ -160,6 +163,7 @@ pub(super) fn ways(kernel: &dyn KernelView, event: Event, attach: Attach, trace:
             (!probes.is_empty()).then_some(probes)
         }
         Event::UserBoundary => tp(&["sys_enter", "sys_exit"], Stage::Access),
+        Event::ModuleUnload => tp(&[MODULE_FREE], Stage::TaskLife),
         // Each function is asked about by itself, in `access` and `order`.
         Event::UserAccess | Event::SleepingLock => None,
         Event::TaskLife => {

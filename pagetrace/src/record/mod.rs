@@ -12,6 +12,7 @@ use pagetrace_ebpf::wire::{
     fault::{Fault, Page, Violation, Vma},
     kind,
     lock::{Hold, Wait},
+    module::Unloaded,
     order, stream,
     walk::Walk,
 };
@@ -45,6 +46,8 @@ pub enum Record {
     Mm(stream::Mm),
     /// Stream: the words of a lock that counts as held.
     Words(stream::Words),
+    /// A kernel module is unloaded.
+    Unloaded(Unloaded),
     /// An edge of the lock order.
     Edge(Box<order::Edge>),
     /// How often an edge of the lock order was seen.
@@ -77,6 +80,7 @@ impl Record {
             Some(kind::EDGE) => order::Edge::decode(bytes).map(|edge| Self::Edge(Box::new(edge))),
             Some(kind::EDGE_COUNT) => order::EdgeCount::decode(bytes).map(Self::EdgeCount),
             Some(kind::WORDS) => stream::Words::decode(bytes).map(Self::Words),
+            Some(kind::UNLOADED) => Unloaded::decode(bytes).map(Self::Unloaded),
             _ => None,
         }
         .unwrap_or(unknown)
@@ -93,6 +97,7 @@ impl Record {
             Self::Wait(record) => record.header.ts,
             Self::Hold(record) => record.header.ts,
             Self::Edge(record) => record.header.ts,
+            Self::Unloaded(record) => record.header.ts,
             Self::Lock(record) => record.brief.ts,
             Self::Exception(record) => record.brief.ts,
             Self::Handler(record) => record.brief.ts,
@@ -126,7 +131,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_decode(bytes in proptest::collection::vec(any::<u8>(), 0..2048), kind in 0_u32..24) {
+        fn any_bytes_decode(bytes in proptest::collection::vec(any::<u8>(), 0..2048), kind in 0_u32..40) {
             let mut bytes = bytes;
             for (at, byte) in kind.to_le_bytes().into_iter().enumerate() {
                 if let Some(slot) = bytes.get_mut(at) {

@@ -33,10 +33,8 @@ use crate::fixture::{
     cases::{self, CASES, Kind},
     crowd,
     device::Device,
+    module,
 };
-
-/// Names the module's file, where there is one.
-const MODULE: &str = "PAGETRACE_FIXTURE_KMOD";
 
 /// The suite; takes `--host` for a machine that is not a test VM.
 #[must_use]
@@ -138,9 +136,9 @@ fn run(host: bool, only: Option<&str>, tally: &mut Tally) -> Result<()> {
     let tool = Tool::find()?;
     if !host
         && !Device::exists()
-        && let Some(path) = env::var_os(MODULE)
+        && let Some(path) = env::var_os(module::FILE)
     {
-        tool::load_module(Path::new(&path))?;
+        module::load(Path::new(&path))?;
     }
     let btf = fs::read("/sys/kernel/btf/vmlinux").context("this kernel has no BTF")?;
     let knows = |name: &str| contains(&btf, format!("\0{name}\0").as_bytes());

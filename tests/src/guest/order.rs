@@ -100,7 +100,27 @@ fn once(tool: &Tool, module: bool, tally: &mut Tally) {
         tally.case(&format!("order/{}", row.0), || matches(&report, row));
     }
     tally.case("order/nothing-else", || nothing_else(&report));
+    tally.case("order/reloaded", || reloaded(&report));
     tally.case("order/by-access", || by_access(tool));
+}
+
+/// A lock of a module that was loaded where another was is another lock, and so is its name.
+fn reloaded(report: &Value) -> Result<()> {
+    const CASE: &str = "ord-reloaded";
+    const LOCK: &str = "pagetrace_fixture:ptf_reloaded_lock";
+    let comm = cases::comm_of(CASE);
+    let edges: Vec<_> =
+        list(&report["order"]["edges"]).iter().filter(|edge| text(&edge["task"]["comm"]) == comm).collect();
+    let seen = |held: &str, wanted: &str| {
+        edges.iter().any(|edge| text(&edge["held"]["text"]) == held && text(&edge["wanted"]["text"]) == wanted)
+    };
+    ensure!(
+        seen("mmap_lock", LOCK) && seen(LOCK, "mmap_lock"),
+        "the locks were not seen as they were taken: {edges:?}"
+    );
+    let found = by(report, CASE);
+    ensure!(found.is_empty(), "two locks were taken for one: {found:?}");
+    Ok(())
 }
 
 fn both(tool: &Tool) -> Result<Value> {
@@ -193,6 +213,9 @@ fn ordered(tool: &Tool, attach: Option<&str>, module: bool) -> Result<()> {
     ensure!(ended.log.contains("all-ordered: ok"), "the storms did not end well: {}", tail(&ended.log));
     let report = report::parse(&ended.stdout)?;
     ensure!(list(&report["findings"]).is_empty(), "found in what is right: {}", report["findings"]);
+    if module {
+        reloaded(&report)?;
+    }
     // Something must have been seen, or silence says nothing.
     let mmap =
         |edge: &&Value| text(&edge["held"]["text"]) == "mmap_lock" || text(&edge["wanted"]["text"]) == "mmap_lock";

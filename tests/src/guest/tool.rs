@@ -1,12 +1,12 @@
 //! Starts pagetrace, with a limit to everything.
-#![expect(unsafe_code, reason = "a signal and a module are system calls")]
+#![expect(unsafe_code, reason = "a signal is a system call")]
 
 use std::{
     env, fs,
     fs::File,
     io,
-    os::{fd::AsRawFd as _, unix::fs::PermissionsExt as _},
-    path::{Path, PathBuf},
+    os::unix::fs::PermissionsExt as _,
+    path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
     thread,
     time::{Duration, Instant},
@@ -220,16 +220,4 @@ pub fn end(pid: u32) {
         // SAFETY: touches no memory; the process bears the fixture's name.
         unsafe { libc::kill(pid, libc::SIGKILL) };
     }
-}
-
-/// Loads a kernel module.
-///
-/// # Errors
-/// When the file cannot be read, or the kernel refuses.
-pub fn load_module(path: &Path) -> Result<()> {
-    let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-    // SAFETY: the kernel reads the module from the descriptor and an empty string of parameters.
-    let result = unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), c"".as_ptr(), 0) };
-    ensure!(result == 0, "cannot load {}: {}", path.display(), io::Error::last_os_error());
-    Ok(())
 }

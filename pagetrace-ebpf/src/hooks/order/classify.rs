@@ -8,8 +8,11 @@ use pagetrace_ebpf::wire::{
     setting,
 };
 
-use super::state::{ORDER_BORN, ORDER_SITES, Slot};
-use crate::kernel::{member, mm_of_lock, read, setting, slab_object};
+use super::{
+    super::module::era,
+    state::{ORDER_BORN, ORDER_SITES, Slot},
+};
+use crate::kernel::{member, mm_of_lock, read, read_words, setting, slab_object};
 
 /// What came of it.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -93,7 +96,10 @@ fn by_inode(lock: u64, out: &mut Slot) -> bool {
         let mode = member::<u16>(inode, setting::INODE_MODE).unwrap_or(0);
         out.kind = class::INODE;
         out.owner = kind;
-        out.offset = fields[index] as u32 | if mode & FORMAT == DIRECTORY { class::DIRECTORY } else { 0 };
+        out.offset = fields[index] as u32 | told_by(era(kind));
+        if mode & FORMAT == DIRECTORY {
+            out.offset |= class::DIRECTORY;
+        }
         return true;
     }
     false
@@ -107,12 +113,14 @@ fn by_memory(lock: u64, out: &mut Slot) -> Found {
         out.kind = class::ADDRESS;
         out.owner = lock;
         out.site = site;
+        out.offset = told_by(era(lock));
         return Found::Whole;
     };
     out.owner = cache;
     out.offset = offset as u32;
     if !is_shared(cache) {
         out.kind = class::SLAB;
+        out.offset |= told_by(some_of_name(cache));
         return Found::Whole;
     }
     out.kind = class::SLAB_SITE;
@@ -122,8 +130,30 @@ fn by_memory(lock: u64, out: &mut Slot) -> Found {
     }
     if site & INITIALISED == 0 {
         by_itself(out);
+    } else {
+        out.offset |= told_by(era(site));
     }
     Found::Whole
+}
+
+/// As part of [`pagetrace_ebpf::wire::order::LockClass::offset`].
+#[inline(always)]
+fn told_by(era: u32) -> u32 {
+    (era & class::ERA) << class::ERA_SHIFT
+}
+
+/// A number made of the name of a cache: with a module go its caches, and the next one's lie where they lay.
+#[inline(always)]
+fn some_of_name(cache: u64) -> u32 {
+    let mut name = [0; 4];
+    if let Some(at) = member::<u64>(cache, setting::CACHE_NAME) {
+        read_words(at, &mut name);
+    }
+    let mut sum = 0_u64;
+    for word in name {
+        sum = (sum ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+    (sum >> 33) as u32
 }
 
 /// A lock whose type nothing tells: another that is first taken in the same place can be of another type, since functions

@@ -36,7 +36,8 @@ impl Session<'_> {
             }
             self.gather.orders.count(&count);
         }
-        self.gather.name_edges(&mut self.names);
+        self.names.may_read_again();
+        self.gather.name_edges(&mut self.names, true);
         Ok(self.gather.order())
     }
 }

@@ -96,6 +96,7 @@ pub(super) fn v5_10() -> Fake {
             ("sched_process_fork", 2),
             ("sched_process_exec", 3),
             ("sched_process_free", 1),
+            ("module_free", 1),
         ]),
         forbidden: Vec::new(),
         cpu: "fpu erms",
