@@ -12,6 +12,7 @@ use crate::{
     build::StaticBinaries,
     guest,
     step::note,
+    test::carry,
     vm::{self, Outcome, VmFile, VmResult, VmSpec},
 };
 
@@ -85,6 +86,7 @@ fn spec(image: &Path, module: &Path, binaries: &StaticBinaries, cases: &[String]
     // A guest for each report: it must not carry more than it needs.
     spec.files.push(VmFile::executable("/bin/pagetrace-fixture", &binaries.fixture));
     spec.modules = vec![module.to_owned()];
+    carry(&mut spec, module);
     spec.command = ["sh", "-c", SCRIPT, "sh"].map(Into::into).to_vec();
     spec.command.extend(cases.iter().map(Into::into));
     spec.env.extend([("MARK".into(), MARK.into()), ("LIMIT".into(), LIMIT.to_string().into())]);

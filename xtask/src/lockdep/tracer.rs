@@ -85,7 +85,7 @@ fn groups(cases: &[(Kind, String)]) -> Vec<Vec<String>> {
 
 fn spec(kernel: &Kernel, module: &Path, binaries: &StaticBinaries, group: &[String]) -> Result<VmSpec> {
     let mut spec = guest::base(&kernel.image, &binaries.pagetrace, "lockdep-stock")?;
-    assets(&mut spec, binaries, None);
+    assets(&mut spec, binaries, Some(module));
     spec.modules = vec![module.to_owned()];
     spec.command = ["sh", "-c", SCRIPT, "sh", "report"].map(Into::into).to_vec();
     spec.command.extend(group.iter().map(Into::into));

@@ -133,11 +133,16 @@ fn machine(series: &str) -> (String, String) {
 
 /// Puts what the suite and the demo need into a guest, and says in its environment where it is.
 pub(crate) fn assets(spec: &mut VmSpec, binaries: &StaticBinaries, module: Option<&Path>) {
-    const MODULE: &str = "/lib/pagetrace/fixture.ko";
     spec.files.push(VmFile::executable("/bin/pagetrace-fixture", &binaries.fixture));
     spec.files.push(VmFile::executable("/bin/pagetrace-guest-suite", &binaries.guest_suite));
     if let Some(module) = module {
-        spec.files.push(VmFile::copy(MODULE, module));
-        spec.env.push(("PAGETRACE_FIXTURE_KMOD".into(), MODULE.into()));
+        carry(spec, module);
     }
+}
+
+/// Puts the module into a guest, to be loaded by whoever wants to, and says in its environment where it is.
+pub(crate) fn carry(spec: &mut VmSpec, module: &Path) {
+    const MODULE: &str = "/lib/pagetrace/fixture.ko";
+    spec.files.push(VmFile::copy(MODULE, module));
+    spec.env.push(("PAGETRACE_FIXTURE_KMOD".into(), MODULE.into()));
 }

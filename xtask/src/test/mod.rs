@@ -11,7 +11,7 @@ use std::{process::ExitCode, sync::mpsc::channel, thread};
 
 use anyhow::{Result, anyhow};
 
-pub(crate) use self::kernels::assets;
+pub(crate) use self::kernels::{assets, carry};
 use self::report::{Report, Suite};
 use crate::{
     build, setup,
