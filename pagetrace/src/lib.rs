@@ -2,6 +2,7 @@
 
 pub mod analysis;
 pub mod cli;
+mod clock;
 pub mod kernel;
 pub mod lines;
 pub mod live;

@@ -4,12 +4,13 @@
 //! modules and BPF programs come and go. Where a module was unloaded since, nothing has a name before that. It is kallsyms and
 //! not DWARF, so that names are the same on every machine.
 
-use std::{cell::RefCell, collections::HashMap, fs, path::PathBuf, time::Instant};
+use std::{cell::RefCell, collections::HashMap, fs, path::PathBuf};
 
 use pagetrace_ebpf::wire::module::{Range, Unloaded};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    clock::monotonic_ns,
     kernel::kallsyms::{Kallsyms, Resolved},
     record::user::Symbol,
 };
@@ -51,6 +52,9 @@ fn is_own_program(name: &str) -> bool {
     ["bp_", "fe_", "fx_", "it_", "kp_", "kr_", "tb_", "tr_"].iter().any(|prefix| stem.starts_with(prefix))
 }
 
+/// The table is read no more often than this, nanoseconds.
+const READ_EVERY: u64 = 100_000_000;
+
 /// Most names that a recording's table takes: a damaged file must not fill the memory.
 const MAX_LEARNT: usize = 1 << 20;
 
@@ -58,8 +62,10 @@ const MAX_LEARNT: usize = 1 << 20;
 pub struct Symbolizer {
     path: PathBuf,
     symbols: Option<Kallsyms>,
-    /// When the table was last read, until another reading is called for.
-    read_at: Option<Instant>,
+    /// When the table was last read, nanoseconds of `CLOCK_MONOTONIC`; 0 when it was not.
+    read_at: u64,
+    /// However short a time ago that was, it may be read again.
+    hurry: bool,
     /// Where modules were unloaded since.
     gone: Vec<Range>,
     data: RefCell<HashMap<u64, Option<String>>>,
@@ -70,14 +76,7 @@ pub struct Symbolizer {
 impl Symbolizer {
     /// Reads names from `path`, normally /proc/kallsyms, when they are first needed.
     pub fn new(path: PathBuf) -> Self {
-        Self {
-            path,
-            symbols: None,
-            read_at: Some(Instant::now()),
-            gone: Vec::new(),
-            data: RefCell::default(),
-            learnt: None,
-        }
+        Self { path, symbols: None, read_at: 0, hurry: false, gone: Vec::new(), data: RefCell::default(), learnt: None }
     }
 
     /// Knows only what it is told; nothing of this machine.
@@ -107,6 +106,8 @@ impl Symbolizer {
         let is_gone = |address: &u64| ranges.iter().any(|range| range.contains(*address));
         match &mut self.learnt {
             Some(learnt) => learnt.retain(|address, _| !is_gone(address)),
+            // A table that was read since knows.
+            None if self.read_at > unloaded.header.ts => {}
             None => self.gone.extend(ranges.iter().filter(|range| range.end != 0)),
         }
         self.data.borrow_mut().retain(|address, _| !is_gone(address));
@@ -128,8 +129,14 @@ impl Symbolizer {
         self
     }
 
+    /// As [`Symbolizer::cover`], for addresses seen at a time, nanoseconds of `CLOCK_MONOTONIC`: a table that was read later tells
+    /// all that can be told. `false` when it should be read for them, and was too short a time ago: ask again later.
+    pub fn cover_since(&mut self, time: u64, stacks: &[&[u64]]) -> bool {
+        self.read_at > time || self.cover(stacks)
+    }
+
     /// Makes sure that the table explains these addresses, reading it again when it must be older than they are. `false` when it
-    /// was read too short a time ago for that: ask again later.
+    /// was read too short a time ago for that.
     pub fn cover(&mut self, stacks: &[&[u64]]) -> bool {
         if self.learnt.is_some() {
             return true;
@@ -146,21 +153,23 @@ impl Symbolizer {
                 })
             });
         // A storm of findings from code that is gone must not become a storm of table readings.
-        let due = self.symbols.is_none() || is_gone || self.read_at.is_none_or(|at| at.elapsed().as_millis() >= 100);
+        let now = monotonic_ns();
+        let due = self.symbols.is_none() || is_gone || self.hurry || now.saturating_sub(self.read_at) >= READ_EVERY;
         if stale && due {
             if let Ok(text) = fs::read_to_string(&self.path) {
                 self.symbols = Some(Kallsyms::parse(text));
                 self.gone.clear();
                 self.data.borrow_mut().clear();
             }
-            self.read_at = Some(Instant::now());
+            // As of before it was read.
+            (self.read_at, self.hurry) = (now, false);
         }
         !stale || due
     }
 
-    /// Whatever does not explain an address from now on is older than it.
-    pub fn may_read_again(&mut self) {
-        self.read_at = None;
+    /// The table may be read again now, though it was read a moment ago: nothing can be asked for later.
+    pub fn hurry(&mut self) {
+        self.hurry = true;
     }
 
     fn in_image(&self, address: u64) -> bool {
@@ -247,6 +256,8 @@ impl Frame {
 
 #[cfg(test)]
 mod tests {
+    use pagetrace_ebpf::wire::Header;
+
     use super::*;
 
     #[test]
@@ -261,7 +272,8 @@ mod tests {
     }
 
     fn unloaded(start: u64, end: u64) -> Unloaded {
-        Unloaded { data: Range { start, end }, ..Unloaded::default() }
+        let header = Header { ts: monotonic_ns(), ..Header::default() };
+        Unloaded { header, data: Range { start, end }, ..Unloaded::default() }
     }
 
     #[test]
@@ -285,9 +297,16 @@ mod tests {
         assert!(names.cover(&[&[gone]]), "however short a time ago the table was read");
         assert_eq!(name(&names, gone).as_deref(), Some("new_lock"));
         assert_eq!(names.data_name(gone).as_deref(), Some("new_lock"));
+        names.forget(&Unloaded { header: Header { ts: 1, ..Header::default() }, ..unloaded(gone, stays) });
+        assert_eq!(name(&names, gone).as_deref(), Some("new_lock"), "that was before the table was read");
         assert!(!names.cover(&[&[0xffff_ffff_c100_0000]]), "what nobody knows must not have it read all the time");
-        names.may_read_again();
-        assert!(names.cover(&[&[0xffff_ffff_c100_0000]]));
+        let later = monotonic_ns();
+        assert!(names.cover_since(1, &[&[0xffff_ffff_c100_0000]]), "it was read after that");
+        assert!(!names.cover_since(later, &[&[0xffff_ffff_c100_0000]]));
+        names.hurry();
+        assert!(names.cover_since(later, &[&[0xffff_ffff_c100_0000]]));
+        assert!(names.cover_since(later, &[&[0xffff_ffff_c100_0000]]), "it has been read for that");
+        assert!(!names.cover_since(monotonic_ns(), &[&[0xffff_ffff_c100_0000]]));
     }
 
     #[test]

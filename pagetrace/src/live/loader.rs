@@ -19,6 +19,7 @@ use only::only;
 
 use super::{breakpoint, readiness::readable, settings::Settings, shortcut::Learner, undisturbed::undisturbed};
 use crate::{
+    clock::monotonic_ns,
     kernel::{kallsyms::Kallsyms, threads},
     plan::{Plan, Probe, ProgramType, Refusal, Stage, skipped},
 };
@@ -254,12 +255,6 @@ fn attach_accesses(bpf: &mut Ebpf, probes: &[&Probe], symbols: Option<&Kallsyms>
         }
     }
     if closed.is_empty() { Ok(breakpoints) } else { Err(AttachError::Closed(closed)) }
-}
-
-/// Nanoseconds of the clock that the kernel stamps records with.
-pub fn monotonic_ns() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
 }
 
 fn map(bpf: &mut Ebpf, name: &str) -> Result<aya::maps::Map, AttachError> {

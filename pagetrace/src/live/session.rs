@@ -25,7 +25,7 @@ pub use parts::{Begun, CommandEnd, Observer, Outcomes, Spec, Tape};
 use super::{
     deadlock,
     hang::{HangWatch, Suspect},
-    loader::{self, AttachError, Attached, StackTable, Types, monotonic_ns},
+    loader::{self, AttachError, Attached, StackTable, Types},
     order::fields,
     prepare::{self, Run, View},
     provoke::Provoker,
@@ -36,6 +36,7 @@ use super::{
 };
 use crate::{
     analysis::{Loss, Outcome, Severity, severity_of},
+    clock::monotonic_ns,
     kernel::{KernelFacts, offsets::Offsets},
     output::{deadlock::ReportedDeadlock, gather::Gather},
     plan::{Plan, Wish, plan},

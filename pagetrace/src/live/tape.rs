@@ -9,11 +9,12 @@ use std::{
 use pagetrace_ebpf::wire::{order::OrderLock, setting};
 
 use super::{
-    loader::{ByCpu, StackTable, monotonic_ns},
+    loader::{ByCpu, StackTable},
     session::{Begun, Tape},
     settings::Settings,
 };
 use crate::{
+    clock::monotonic_ns,
     kernel::{KernelFacts, build_id, locks::LockFields},
     output::order::named_addresses,
     record::{

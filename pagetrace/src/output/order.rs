@@ -234,7 +234,7 @@ impl ReportedEdge {
     /// to be `now`, where a little later may tell more names.
     pub fn name(edge: &Edge, names: &mut Symbolizer, fields: &LockFields, now: bool) -> Option<Self> {
         let addresses = [&edge.held, &edge.wanted].map(|lock| named_addresses(lock.class, lock.address)).concat();
-        if !names.cover(&[&edge.held.stack, &edge.wanted.stack, &addresses]) && !now {
+        if !names.cover_since(edge.time, &[&edge.held.stack, &edge.wanted.stack, &addresses]) && !now {
             return None;
         }
         let task = &edge.task;

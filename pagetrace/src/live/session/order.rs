@@ -3,14 +3,10 @@
 use anyhow::Result;
 
 use super::{
-    super::{
-        hang::Suspect,
-        loader::{NoStacks, monotonic_ns},
-        stacks::LiveStacks,
-    },
+    super::{hang::Suspect, loader::NoStacks, stacks::LiveStacks},
     Observer, Session,
 };
-use crate::output::order::ReportedOrder;
+use crate::{clock::monotonic_ns, output::order::ReportedOrder};
 
 impl Session<'_> {
     /// Looks for deadlocks.
@@ -36,7 +32,7 @@ impl Session<'_> {
             }
             self.gather.orders.count(&count);
         }
-        self.names.may_read_again();
+        self.names.hurry();
         self.gather.name_edges(&mut self.names, true);
         Ok(self.gather.order())
     }

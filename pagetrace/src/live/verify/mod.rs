@@ -30,13 +30,14 @@ use tokio::{
 };
 
 use super::{
-    loader::{Attached, Sizes, monotonic_ns},
+    loader::{Attached, Sizes},
     prepare::{self, Run},
     session::{self, Spec},
     workload::{Ended, RunAs, Workload},
 };
 use crate::{
     analysis::presence::{Fault, Mode, Occasion, Outcome, SpaceId, Tally, World},
+    clock::monotonic_ns,
     kernel::KernelFacts,
     plan::{Attach, Plan},
     record::Record,

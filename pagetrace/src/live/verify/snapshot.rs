@@ -3,7 +3,7 @@
 
 use std::{fs, io, ops::Range, path::Path};
 
-use super::super::loader::monotonic_ns;
+use crate::clock::monotonic_ns;
 use crate::{
     analysis::presence::{Folios, Occasion, Run, Snapshot},
     pages::{

@@ -17,12 +17,12 @@ use std::{
 use tokio::sync::mpsc::Sender;
 
 use super::{
-    super::loader::monotonic_ns,
     ptrace::{self, Syscall},
     standstill::{Held, Standstill},
     syscalls::{self, Call, Memory},
 };
 use crate::analysis::presence::{Change, Changed, Occasion, SpaceId};
+use crate::clock::monotonic_ns;
 
 /// A moment at which a task stands still.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
