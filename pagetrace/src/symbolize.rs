@@ -62,8 +62,10 @@ const MAX_LEARNT: usize = 1 << 20;
 pub struct Symbolizer {
     path: PathBuf,
     symbols: Option<Kallsyms>,
-    /// When the table was last read, nanoseconds of `CLOCK_MONOTONIC`; 0 when it was not.
+    /// When the table was last begun to be read, nanoseconds of `CLOCK_MONOTONIC`; 0 when it was not.
     read_at: u64,
+    /// When that had ended: reading it takes its time on a slow machine.
+    read_until: u64,
     /// However short a time ago that was, it may be read again.
     hurry: bool,
     /// Where modules were unloaded since.
@@ -76,7 +78,16 @@ pub struct Symbolizer {
 impl Symbolizer {
     /// Reads names from `path`, normally /proc/kallsyms, when they are first needed.
     pub fn new(path: PathBuf) -> Self {
-        Self { path, symbols: None, read_at: 0, hurry: false, gone: Vec::new(), data: RefCell::default(), learnt: None }
+        Self {
+            path,
+            symbols: None,
+            read_at: 0,
+            read_until: 0,
+            hurry: false,
+            gone: Vec::new(),
+            data: RefCell::default(),
+            learnt: None,
+        }
     }
 
     /// Knows only what it is told; nothing of this machine.
@@ -150,19 +161,19 @@ impl Symbolizer {
                     *address >= MODULES
                         && symbols.resolve(*address).is_none_or(|found| matches!(found.module, None | Some("bpf")))
                         && !self.in_image(*address)
+                        && symbols.name_at(*address).is_none()
                 })
             });
         // A storm of findings from code that is gone must not become a storm of table readings.
         let now = monotonic_ns();
-        let due = self.symbols.is_none() || is_gone || self.hurry || now.saturating_sub(self.read_at) >= READ_EVERY;
+        let due = self.symbols.is_none() || is_gone || self.hurry || now.saturating_sub(self.read_until) >= READ_EVERY;
         if stale && due {
             if let Ok(text) = fs::read_to_string(&self.path) {
                 self.symbols = Some(Kallsyms::parse(text));
                 self.gone.clear();
                 self.data.borrow_mut().clear();
             }
-            // As of before it was read.
-            (self.read_at, self.hurry) = (now, false);
+            (self.read_at, self.read_until, self.hurry) = (now, monotonic_ns(), false);
         }
         !stale || due
     }
@@ -300,6 +311,7 @@ mod tests {
         names.forget(&Unloaded { header: Header { ts: 1, ..Header::default() }, ..unloaded(gone, stays) });
         assert_eq!(name(&names, gone).as_deref(), Some("new_lock"), "that was before the table was read");
         assert!(!names.cover(&[&[0xffff_ffff_c100_0000]]), "what nobody knows must not have it read all the time");
+        assert!(names.cover(&[&[stays]]), "a variable that the table has");
         let later = monotonic_ns();
         assert!(names.cover_since(1, &[&[0xffff_ffff_c100_0000]]), "it was read after that");
         assert!(!names.cover_since(later, &[&[0xffff_ffff_c100_0000]]));

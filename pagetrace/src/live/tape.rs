@@ -53,6 +53,10 @@ pub struct FileTape<M> {
     names: Symbolizer,
     stacks: HashSet<i32>,
     addresses: HashSet<u64>,
+    /// Addresses, and whether each is a variable's, for which the table has to be read again first.
+    later: Vec<(u64, bool)>,
+    /// When the record at hand was written, nanoseconds of `CLOCK_MONOTONIC`.
+    at: u64,
 }
 
 impl<M: Medium> FileTape<M> {
@@ -80,6 +84,8 @@ impl<M: Medium> FileTape<M> {
             names,
             stacks: HashSet::new(),
             addresses: HashSet::new(),
+            later: Vec::new(),
+            at: 0,
         }
     }
 
@@ -101,11 +107,29 @@ impl<M: Medium> FileTape<M> {
         if fresh.is_empty() {
             return;
         }
-        self.names.cover(&[&fresh]);
-        for address in fresh {
-            if let (Some(symbol), Some(writer)) = (self.names.lookup(address), &mut self.writer) {
+        self.write_names(fresh.into_iter().map(|address| (address, false)).collect());
+    }
+
+    /// Writes names now, or keeps the addresses until the table may be read again.
+    fn write_names(&mut self, addresses: Vec<(u64, bool)>) {
+        let all: Vec<u64> = addresses.iter().map(|(address, _)| *address).collect();
+        if !self.names.cover_since(self.at, &[&all]) {
+            return self.later.extend(addresses);
+        }
+        for (address, is_variable) in addresses {
+            let symbol = if is_variable { self.names.variable(address) } else { self.names.lookup(address) };
+            if let (Some(symbol), Some(writer)) = (symbol, &mut self.writer) {
                 writer.user(&User::Symbol { address, symbol });
             }
+        }
+    }
+
+    /// Writes the names that have waited.
+    fn settle_names(&mut self) {
+        if !self.later.is_empty() {
+            self.names.hurry();
+            let later = std::mem::take(&mut self.later);
+            self.write_names(later);
         }
     }
 
@@ -121,6 +145,7 @@ impl<M: Medium> FileTape<M> {
             Record::Walk(walk) => self.data(walk.ops),
             // Written again, if there is something at these addresses again.
             Record::Unloaded(unloaded) => {
+                self.settle_names();
                 self.names.forget(unloaded);
                 self.addresses.retain(|at| !unloaded.text.contains(*at) && !unloaded.data.contains(*at));
                 self.stacks.clear();
@@ -133,6 +158,8 @@ impl<M: Medium> FileTape<M> {
                 self.name(&edge.stack);
             }
             Record::Violation(violation) => {
+                // A finding is named when its record is read.
+                self.names.hurry();
                 let used = violation.held.iter().take(violation.held_len as usize);
                 used.for_each(|held| self.stack(held.stack_id, stacks));
                 self.name(&[violation.ip]);
@@ -146,11 +173,8 @@ impl<M: Medium> FileTape<M> {
     fn lock(&mut self, lock: &OrderLock) {
         let [variable, site] = named_addresses(lock.class.id(), lock.address);
         self.name(&[site]);
-        if variable == 0 || !self.addresses.insert(variable) {
-            return;
-        }
-        if let (Some(symbol), Some(writer)) = (self.names.variable(variable), &mut self.writer) {
-            writer.user(&User::Symbol { address: variable, symbol });
+        if variable != 0 && self.addresses.insert(variable) {
+            self.write_names(vec![(variable, true)]);
         }
     }
 
@@ -168,7 +192,8 @@ impl<M: Medium> FileTape<M> {
     /// Writes the counters and the end.
     ///
     /// `None` when the run never began.
-    pub fn finish(self, counters: &[ByCpu], end: End) -> Option<Written> {
+    pub fn finish(mut self, counters: &[ByCpu], end: End) -> Option<Written> {
+        self.settle_names();
         let mut last: Vec<User> = counters.iter().map(counter).collect();
         last.push(User::End(end));
         Some(self.writer?.finish(&last))
@@ -213,7 +238,9 @@ impl<M: Medium> Tape for FileTape<M> {
     }
 
     fn record(&mut self, bytes: &[u8], stacks: &dyn StackTable) {
-        self.refer(&Record::decode(bytes), stacks);
+        let record = Record::decode(bytes);
+        self.at = record.time().unwrap_or(self.at);
+        self.refer(&record, stacks);
         if let Some(writer) = &mut self.writer {
             writer.record(bytes);
         }
@@ -226,6 +253,7 @@ impl<M: Medium> Tape for FileTape<M> {
     }
 
     fn counters(&mut self, counters: &[ByCpu]) {
+        self.settle_names();
         if let Some(writer) = &mut self.writer {
             counters.iter().for_each(|values| writer.user(&counter(values)));
             writer.settle();

@@ -55,6 +55,7 @@ pub fn run(tool: &Tool, module: bool, ways: &[&str], thorough: bool, tally: &mut
     if module {
         tally.case("order/silent-without", || silent_without(tool, first));
         tally.case("order/recorded", || recorded(tool, first));
+        tally.case("order/reloaded-recorded", || reloaded_recorded(tool));
         tally.case("order/by-access", || by_access(tool));
         if ways.contains(&"kprobe") {
             tally.case("order/crowded", || crowded(tool));
@@ -101,6 +102,7 @@ fn once(tool: &Tool, module: bool, tally: &mut Tally) {
     }
     tally.case("order/nothing-else", || nothing_else(&report));
     tally.case("order/reloaded", || reloaded(&report));
+    tally.case("order/reloaded-recorded", || reloaded_recorded(tool));
     tally.case("order/by-access", || by_access(tool));
 }
 
@@ -120,6 +122,28 @@ fn reloaded(report: &Value) -> Result<()> {
     );
     let found = by(report, CASE);
     ensure!(found.is_empty(), "two locks were taken for one: {found:?}");
+    Ok(())
+}
+
+/// A recording has both names of an address, and so the report that was made of it live.
+fn reloaded_recorded(tool: &Tool) -> Result<()> {
+    let path = tool.path("reloaded.ptrace");
+    let path = path.to_str().context("a path in UTF-8")?;
+    let mut command = tool.command(&["record", "--order", "-o", path, "--format", "json", "--"]);
+    command.arg(&tool.fixture).args(["kmod", "ord-reloaded"]);
+    let ended = tool.run(command)?;
+    ensure!(ended.status.code() == Some(0), "ended with {}: {}", ended.status, tail(&ended.stderr));
+    let live = report::parse(&ended.stdout)?;
+    reloaded(&live)?;
+    let again = report::parse(&tool.run(tool.command(&["report", "--format", "json", path]))?.stdout)?;
+    let names = |report: &Value| -> Vec<_> {
+        let side = |lock: &Value| format!("{} {}", text(&lock["text"]), lock["stack"]);
+        let edges = list(&report["order"]["edges"]).iter();
+        edges.map(|edge| format!("{} {}", side(&edge["held"]), side(&edge["wanted"]))).collect()
+    };
+    let (live, again) = (names(&live), names(&again));
+    let other = live.iter().zip(&again).find(|(live, again)| live != again);
+    ensure!(live.len() == again.len() && other.is_none(), "{} edges, recorded {}: {other:?}", live.len(), again.len());
     Ok(())
 }
 
