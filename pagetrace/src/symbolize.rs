@@ -6,14 +6,10 @@
 
 use std::{cell::RefCell, collections::HashMap, fs, path::PathBuf};
 
-use pagetrace_ebpf::wire::module::{Range, Unloaded};
+use pagetrace_ebpf::wire::module::{MODULES, Range, Unloaded};
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    clock::monotonic_ns,
-    kernel::kallsyms::{Kallsyms, Resolved},
-    record::user::Symbol,
-};
+use crate::{clock::monotonic_ns, kernel::kallsyms::Kallsyms, record::user::Symbol};
 
 /// One frame of a kernel stack.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,9 +23,6 @@ pub struct Frame {
     /// Module, or `bpf` for a BPF program.
     pub module: Option<String>,
 }
-
-/// Where kernel modules and BPF programs lie on x86-64 (Documentation/arch/x86/x86_64/mm.rst).
-const MODULES: u64 = 0xffff_ffff_a000_0000;
 
 /// Functions of tracing itself that stand above the traced function on a stack.
 const TRACING: [&str; 11] = [
@@ -107,30 +100,28 @@ impl Symbolizer {
         if let Some(learnt) = &self.learnt {
             return learnt.get(&address).cloned();
         }
-        let found = self.resolve(address)?;
+        let found = self.table(address)?.resolve(address)?;
         Some(Symbol { name: found.name.to_owned(), offset: found.offset, module: found.module.map(str::to_owned) })
     }
 
     /// What lies there is another thing from now on. What was named before keeps its name, so name first what is older.
     pub fn forget(&mut self, unloaded: &Unloaded) {
-        let ranges = [unloaded.text, unloaded.data];
-        let is_gone = |address: &u64| ranges.iter().any(|range| range.contains(*address));
         match &mut self.learnt {
-            Some(learnt) => learnt.retain(|address, _| !is_gone(address)),
+            Some(learnt) => learnt.retain(|address, _| !unloaded.contains(*address)),
             // A table that was read since knows.
             None if self.read_at > unloaded.header.ts => {}
-            None => self.gone.extend(ranges.iter().filter(|range| range.end != 0)),
+            None => self.gone.extend([unloaded.text, unloaded.data]),
         }
-        self.data.borrow_mut().retain(|address, _| !is_gone(address));
+        self.data.borrow_mut().retain(|address, _| !unloaded.contains(*address));
     }
 
     fn is_gone(&self, address: u64) -> bool {
         self.gone.iter().any(|range| range.contains(address))
     }
 
-    /// The table's word on an address, if it is still true.
-    fn resolve(&self, address: u64) -> Option<Resolved<'_>> {
-        if self.is_gone(address) { None } else { self.symbols.as_ref()?.resolve(address) }
+    /// The table, if what it says of an address is still true.
+    fn table(&self, address: u64) -> Option<&Kallsyms> {
+        self.symbols.as_ref().filter(|_| !self.is_gone(address))
     }
 
     /// Uses a table that was read already.
@@ -153,7 +144,7 @@ impl Symbolizer {
             return true;
         }
         // Once for every module that goes.
-        let is_gone = !self.gone.is_empty() && stacks.iter().copied().flatten().any(|address| self.is_gone(*address));
+        let is_gone = stacks.iter().copied().flatten().any(|address| self.is_gone(*address));
         let stale = is_gone
             || self.symbols.as_ref().is_none_or(|symbols| {
                 stacks.iter().copied().flatten().any(|address| {
@@ -193,7 +184,7 @@ impl Symbolizer {
         if let Some(learnt) = &self.learnt {
             return learnt.get(&address).map(|symbol| symbol.name.as_str());
         }
-        self.resolve(address).map(|found| found.name)
+        self.table(address)?.resolve(address).map(|found| found.name)
     }
 
     /// The variable that begins at an address, such as a `mm_walk_ops`.
@@ -204,8 +195,7 @@ impl Symbolizer {
         if let Some(known) = self.data.borrow().get(&address) {
             return known.clone();
         }
-        let symbols = self.symbols.as_ref().filter(|_| !self.is_gone(address));
-        let found = symbols.and_then(|symbols| symbols.name_at(address)).map(str::to_owned);
+        let found = self.table(address).and_then(|symbols| symbols.name_at(address)).map(str::to_owned);
         self.data.borrow_mut().insert(address, found.clone());
         found
     }
@@ -218,7 +208,7 @@ impl Symbolizer {
         if let Some(learnt) = &self.learnt {
             return learnt.get(&address).cloned();
         }
-        let symbols = self.symbols.as_ref().filter(|_| !self.is_gone(address))?;
+        let symbols = self.table(address)?;
         let found = symbols.variable(address)?;
         // A name that several have is none to tell locks by; which of them it is is the same on every boot of a kernel.
         let name = match symbols.namesake(found.name, found.module, address - found.offset) {

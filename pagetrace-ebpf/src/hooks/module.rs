@@ -3,7 +3,7 @@
 use aya_ebpf::{macros::map, maps::Array};
 use pagetrace_ebpf::wire::{
     counter, kind,
-    module::{Range, Unloaded},
+    module::{MODULES, Range, Unloaded},
     setting,
 };
 
@@ -11,9 +11,6 @@ use crate::{
     kernel::{member, number},
     state::{RECORDS, count, fill_header},
 };
-
-/// Where kernel modules lie on x86-64 (Documentation/arch/x86/x86_64/mm.rst).
-const MODULES: u64 = 0xffff_ffff_a000_0000;
 
 /// Ranges that are remembered: of 32 modules.
 const RANGES: u32 = 64;

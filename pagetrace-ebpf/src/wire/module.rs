@@ -2,6 +2,9 @@
 
 use super::{Header, codec::wire};
 
+/// Where kernel modules and BPF programs lie on x86-64, from here on (Documentation/arch/x86/x86_64/mm.rst).
+pub const MODULES: u64 = 0xffff_ffff_a000_0000;
+
 wire! {
     /// Addresses, from the first to the one behind the last; both 0 where there are none.
     pub struct Range {
@@ -29,5 +32,12 @@ wire! {
         pub text: Range,
         /// Its variables.
         pub data: Range,
+    }
+}
+
+impl Unloaded {
+    /// Whether the address was the module's.
+    pub fn contains(&self, address: u64) -> bool {
+        self.text.contains(address) || self.data.contains(address)
     }
 }

@@ -30,7 +30,6 @@ use crate::{
     },
     plan::is_user_access,
     record::{
-        Record,
         reader::{Entry, Reader},
         user::{CommandEnd, End, Note, User},
     },
@@ -100,10 +99,7 @@ pub(super) fn read(path: &Path) -> Result<Read> {
             Entry::Kernel(record) => {
                 latest = latest.max(record.time().unwrap_or(0));
                 check.take(&record);
-                if let Record::Unloaded(unloaded) = &record {
-                    gather.name_edges(&mut names, true);
-                    names.forget(unloaded);
-                }
+                gather.forget_names(&record, &mut names);
                 let known = Recorded { stacks: &stacks, names: &names };
                 gather.take_order(&record, &known);
                 if let Outcome::New(index) | Outcome::Worse(index) = gather.take(&record, &known) {

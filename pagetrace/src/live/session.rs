@@ -115,10 +115,7 @@ impl Session<'_> {
     fn take(&mut self, bytes: &[Vec<u8>], observer: &mut dyn Observer) {
         for bytes in bytes {
             let record = Record::decode(bytes);
-            if let Record::Unloaded(unloaded) = &record {
-                self.gather.name_edges(&mut self.names, true);
-                self.names.forget(unloaded);
-            }
+            self.gather.forget_names(&record, &mut self.names);
             let stacks = LiveStacks::new(&self.attached, self.facts.kallsyms.as_ref().ok(), &self.modules);
             if self.gather.take_order(&record, &stacks) {
                 observer.note("locks around mmap_lock are taken in both orders: see lock-order in the report");

@@ -147,7 +147,7 @@ impl<M: Medium> FileTape<M> {
             Record::Unloaded(unloaded) => {
                 self.settle_names();
                 self.names.forget(unloaded);
-                self.addresses.retain(|at| !unloaded.text.contains(*at) && !unloaded.data.contains(*at));
+                self.addresses.retain(|at| !unloaded.contains(*at));
                 self.stacks.clear();
             }
             Record::Edge(edge) => {

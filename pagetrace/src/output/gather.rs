@@ -65,8 +65,16 @@ impl Gather {
         }
     }
 
-    /// Names the edges that have no names yet. Call it soon, as [`Gather::name`], and again; the last time, and before names
-    /// are lost, all have to be named `now`.
+    /// Where a record says that a module goes, its names go: to be called before the record is taken.
+    pub fn forget_names(&mut self, record: &Record, names: &mut Symbolizer) {
+        if let Record::Unloaded(unloaded) = record {
+            self.name_edges(names, true);
+            names.forget(unloaded);
+        }
+    }
+
+    /// Names the edges that have no names yet. Call it soon, as [`Gather::name`], and again; before names are
+    /// lost, all have to be named `now`.
     pub fn name_edges(&mut self, names: &mut Symbolizer, now: bool) {
         for edge in self.orders.edges().iter().skip(self.named_edges.len()) {
             let Some(named) = ReportedEdge::name(edge, names, &self.fields, now) else { return };

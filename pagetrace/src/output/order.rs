@@ -230,11 +230,11 @@ fn identity(lock: &Lock, reported: &ReportedLock, names: &Symbolizer) -> String 
 }
 
 impl ReportedEdge {
-    /// Names an edge. Call it soon after the event: modules and BPF programs go, and their names with them. `None`, unless it has
-    /// to be `now`, where a little later may tell more names.
+    /// Names an edge. Call it soon after the event: modules and BPF programs go, and their names with them. `None` where a
+    /// little later may tell more names, unless it has to be `now`, with the names that are known.
     pub fn name(edge: &Edge, names: &mut Symbolizer, fields: &LockFields, now: bool) -> Option<Self> {
         let addresses = [&edge.held, &edge.wanted].map(|lock| named_addresses(lock.class, lock.address)).concat();
-        if !names.cover_since(edge.time, &[&edge.held.stack, &edge.wanted.stack, &addresses]) && !now {
+        if !now && !names.cover_since(edge.time, &[&edge.held.stack, &edge.wanted.stack, &addresses]) {
             return None;
         }
         let task = &edge.task;

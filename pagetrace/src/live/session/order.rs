@@ -33,7 +33,7 @@ impl Session<'_> {
             self.gather.orders.count(&count);
         }
         self.names.hurry();
-        self.gather.name_edges(&mut self.names, true);
+        self.gather.name_edges(&mut self.names, false);
         Ok(self.gather.order())
     }
 }
