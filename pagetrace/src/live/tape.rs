@@ -116,6 +116,11 @@ impl<M: Medium> FileTape<M> {
         if !self.names.cover_since(self.at, &[&all]) {
             return self.later.extend(addresses);
         }
+        self.write_known(addresses);
+    }
+
+    /// Writes the names that the table has.
+    fn write_known(&mut self, addresses: Vec<(u64, bool)>) {
         for (address, is_variable) in addresses {
             let symbol = if is_variable { self.names.variable(address) } else { self.names.lookup(address) };
             if let (Some(symbol), Some(writer)) = (symbol, &mut self.writer) {
@@ -145,7 +150,9 @@ impl<M: Medium> FileTape<M> {
             Record::Walk(walk) => self.data(walk.ops),
             // Written again, if there is something at these addresses again.
             Record::Unloaded(unloaded) => {
-                self.settle_names();
+                // From the table at hand: another would lack the module.
+                let later = std::mem::take(&mut self.later);
+                self.write_known(later);
                 self.names.forget(unloaded);
                 self.addresses.retain(|at| !unloaded.contains(*at));
                 self.stacks.clear();
