@@ -1,6 +1,6 @@
 //! Commands run under `check`: codes handed on, reports that can be read.
 
-use std::process::Command;
+use std::{path::Path, process::Command};
 
 use anyhow::{Result, ensure};
 use serde_json::json;
@@ -109,13 +109,12 @@ fn control_characters_of_a_name_are_escaped() -> Result<()> {
     }
     let scratch = Scratch::new("names")?;
     // A program's name becomes the task's.
-    let program = scratch.0.join("a\x1b[31mb");
-    std::fs::copy("/bin/sleep", &program)?;
+    let program = scratch.program(Path::new("/bin/sh"), "a\x1b[31mb")?;
     let program = program.to_string_lossy();
-    let ran = run(&["trace", "--", &program, "0"])?.exits(0)?;
+    let ran = run(&["trace", "--", &program, "-c", ":"])?.exits(0)?;
     ensure!(ran.stdout.contains("a\\u{1b}[31mb"), "no event of the command: {ran:#?}");
-    let text = run(&["check", "--", &program, "0"])?.exits(0)?;
-    let json = run(&["trace", "--format", "json", "--", &program, "0"])?.exits(0)?;
+    let text = run(&["check", "--", &program, "-c", ":"])?.exits(0)?;
+    let json = run(&["trace", "--format", "json", "--", &program, "-c", ":"])?.exits(0)?;
     for ran in [ran, text, json] {
         let bad = |text: &str| text.chars().any(|c| c.is_control() && c != '\n');
         ensure!(!bad(&ran.stdout) && !bad(&ran.stderr), "{ran:#?}");

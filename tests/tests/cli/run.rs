@@ -4,7 +4,7 @@ use std::{
     env,
     io::Read as _,
     os::unix::process::ExitStatusExt as _,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
     sync::OnceLock,
     thread,
@@ -247,6 +247,17 @@ impl Scratch {
         let dir = env::temp_dir().join(format!("pagetrace-cli-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&dir)?;
         Ok(Self(dir))
+    }
+
+    /// A copy of a program, under this name, that every user may run. Another process writes it: a process that
+    /// another test forks off while this one writes would keep the file open for writing until it executes its own
+    /// program, and what is open for writing cannot be executed (ETXTBSY).
+    pub(crate) fn program(&self, from: &Path, name: &str) -> Result<PathBuf> {
+        let path = self.0.join(name);
+        let mut install = Command::new("install");
+        install.args(["-m", "0755", "--"]).arg(from).arg(&path);
+        ensure!(install.status().with_context(|| format!("cannot start {install:?}"))?.success(), "{install:?} failed");
+        Ok(path)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{env, os::unix::process::CommandExt as _, path::PathBuf};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 
 use super::run::{Running, Scratch, binary, pagetrace, root};
 
@@ -11,12 +11,8 @@ pub(super) const NOBODY: u32 = 65534;
 /// A copy of the program where every user can reach it.
 pub(super) fn public(scratch: &Scratch) -> Result<PathBuf> {
     use std::os::unix::fs::PermissionsExt;
-    let path = scratch.0.join("pagetrace");
-    std::fs::copy(binary()?, &path).context("cannot copy the program")?;
-    for path in [&scratch.0, &path] {
-        std::fs::set_permissions(path, PermissionsExt::from_mode(0o755))?;
-    }
-    Ok(path)
+    std::fs::set_permissions(&scratch.0, PermissionsExt::from_mode(0o755))?;
+    scratch.program(&binary()?, "pagetrace")
 }
 
 #[test]
