@@ -2,7 +2,7 @@
 
 use super::{
     Attach, Event, EventPlan, KernelView, PassedOver, Plan, Probe, ProgramType, access, order,
-    ways::{HANDLER_LOCK, WALKERS, vma_by_handler, walker, ways},
+    ways::{HANDLER_LOCK, MODULE_FREE, WALKERS, has, vma_by_handler, walker, ways},
 };
 
 /// What the caller wants.
@@ -53,6 +53,11 @@ const FENTRY_FIRST: [Attach; 4] = [Attach::Fentry, Attach::Kprobe, Attach::Trace
 /// skipped because another task was stopped inside the program. Also where trampolines are slow to attach.
 const KPROBE_FIRST: [Attach; 4] = [Attach::Kprobe, Attach::Fentry, Attach::Tracepoint, Attach::RawTracepoint];
 
+/// Whether the kernel was built with modules (kernel/module/main.c, `find_module`); one that was not has none to lose.
+fn has_modules(kernel: &dyn KernelView) -> bool {
+    has(kernel, "find_module") || kernel.tracepoint_args(MODULE_FREE).is_some()
+}
+
 /// Plans for `kernel`.
 ///
 /// # Errors
@@ -62,7 +67,9 @@ pub fn plan(kernel: &dyn KernelView, wish: &Wish) -> Result<Plan, PlanError> {
     for event in [Event::MmapLock, Event::KernelFault, Event::FaultKind, Event::FaultVma, Event::TaskLife] {
         events.push(choose(kernel, wish, event));
     }
-    events.push(choose(kernel, wish, Event::ModuleUnload));
+    if has_modules(kernel) {
+        events.push(choose(kernel, wish, Event::ModuleUnload));
+    }
     if wish.strict {
         events.push(choose(kernel, wish, Event::UserBoundary));
         events.push(access::choose(kernel, &|probe| check(kernel, wish, probe)));

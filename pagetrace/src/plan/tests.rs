@@ -134,9 +134,16 @@ fn children_are_told_of_twice_where_a_program_can_be_skipped() {
 
 #[test]
 fn without_the_end_of_modules_there_is_a_plan_that_says_so() {
-    let plan = of(&v6_12().without_tracepoints("module"), &wish(None));
+    let plan = of(&v6_12().add(&["find_module"]).without_tracepoints("module"), &wish(None));
     assert_eq!(event(&plan, Event::ModuleUnload).attach, None);
     assert_eq!(plan.not_seen(), ["that a module is unloaded: what comes in its place may be taken for it"]);
+}
+
+#[test]
+fn a_kernel_without_modules_loses_none() {
+    let plan = of(&v6_12().without_tracepoints("module"), &wish(None));
+    assert!(plan.event(Event::ModuleUnload).is_none());
+    assert_eq!(plan.not_seen(), [] as [&str; 0]);
 }
 
 #[test]

@@ -65,7 +65,7 @@ const NEW_TASK: &str = "task_newtask";
 const WAKE_NEW_TASK: &str = "wake_up_new_task";
 
 /// Tracepoint that tells of a module before it is freed (kernel/module/main.c, `free_module`).
-const MODULE_FREE: &str = "module_free";
+pub(super) const MODULE_FREE: &str = "module_free";
 
 /// Whether a program tells of children.
 pub(super) fn tells_of_children(program: &str) -> bool {
@@ -186,22 +186,22 @@ pub(super) fn walker(attach: Attach, stem: &str, target: &str) -> Vec<Probe> {
     pair(attach, stem, target)
 }
 
-/// The functions of lockdep that this kernel has. One that only kallsyms shows counts too: a way that cannot be hooked
-/// there must be passed over, not leave those locks unseen.
-fn lockdep_has(kernel: &dyn KernelView, name: &str) -> bool {
+/// Whether this kernel has a function. One that only kallsyms shows counts too: a way that cannot be hooked there must be
+/// passed over, not leave unseen what it shows.
+pub(super) fn has(kernel: &dyn KernelView, name: &str) -> bool {
     kernel.has_symbol(name) || kernel.has_btf_function(name)
 }
 
 /// Every acquiring function of this kernel, and the plain one whose work it does.
 fn acquiring(kernel: &dyn KernelView) -> impl Iterator<Item = (&'static str, &'static str, Ends)> {
     let plain = ACQUIRE.into_iter().map(|(name, ends)| (name, name, ends));
-    plain.chain(LOCKDEP_ACQUIRE.into_iter().filter(|(name, ..)| lockdep_has(kernel, name)))
+    plain.chain(LOCKDEP_ACQUIRE.into_iter().filter(|(name, ..)| has(kernel, name)))
 }
 
 /// As [`acquiring`], for releases and the downgrade.
 fn releasing(kernel: &dyn KernelView) -> impl Iterator<Item = (&'static str, &'static str)> {
     let plain = RELEASE.into_iter().map(|name| (name, name));
-    plain.chain(LOCKDEP_RELEASE.into_iter().filter(|(name, _)| lockdep_has(kernel, name)))
+    plain.chain(LOCKDEP_RELEASE.into_iter().filter(|(name, _)| has(kernel, name)))
 }
 
 /// An fentry program is bound to one function when it is loaded, so each function has its own.
