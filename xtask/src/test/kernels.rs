@@ -1,4 +1,5 @@
-//! What runs in test machines: the suite on each kernel and the suite of `pagetrace vm`, several at a time, a line for each.
+//! What runs several at a time, a line for each: in test machines the suite on each kernel and the suite of `pagetrace vm`, and
+//! beside them `cargo test`.
 
 use std::{
     collections::VecDeque,
@@ -10,7 +11,7 @@ use std::{
 
 use anyhow::Result;
 
-use super::{Fetched, command, parse::GuestSuite, report::Suite};
+use super::{Fetched, command, local, parse::GuestSuite, report::Suite};
 use crate::{
     build::StaticBinaries,
     guest, kmod,
@@ -27,16 +28,18 @@ const SILENCE: Duration = Duration::from_secs(240);
 /// The series whose suites take longest, in this order: begun first, so that none of them is what all wait for in the end.
 const LONGEST: &[&str] = &["7.3", "6.1", "6.12"];
 
-/// What runs in machines of its own.
+/// What runs beside others.
 enum Job {
     /// The suite, on a kernel that was fetched, or not.
     Kernel(Fetched),
     /// `pagetrace vm` itself, with this image.
     Command(Option<PathBuf>),
+    /// `cargo test`: it takes all processors it can get, and so those that the last kernels leave idle.
+    Units,
 }
 
-/// Runs the suite on every kernel that was fetched, and that of `pagetrace vm` where there is its series or all are wanted; a kernel
-/// that was not fetched is a failure. Each suite is sent when it has ended.
+/// Runs `cargo test`, the suite on every kernel that was fetched, and that of `pagetrace vm` where there is its series or all are
+/// wanted; a kernel that was not fetched is a failure. Each suite is sent when it has ended.
 pub(super) fn all(
     mut fetched: Vec<Fetched>,
     everything: bool,
@@ -48,6 +51,7 @@ pub(super) fn all(
             let broken = Suite::broken(format!("vm {wanted}"), "there is nothing to run: the build failed");
             let _ = suites.send(broken);
         }
+        let _ = suites.send(local::cargo_test(None));
         return;
     };
     let image = fetched.iter().find_map(|(wanted, kernel)| match kernel {
@@ -56,6 +60,7 @@ pub(super) fn all(
     });
     fetched.sort_by_key(|(wanted, _)| LONGEST.iter().position(|series| series == wanted).unwrap_or(LONGEST.len()));
     let mut jobs: VecDeque<_> = fetched.into_iter().map(Job::Kernel).collect();
+    jobs.push_back(Job::Units);
     if everything || image.is_some() {
         jobs.push_back(Job::Command(image));
     }
@@ -78,6 +83,7 @@ impl Job {
     fn run(self, binaries: &StaticBinaries) -> Suite {
         match self {
             Self::Command(image) => command::suite(image.as_deref(), binaries),
+            Self::Units => local::cargo_test(Some(&binaries.pagetrace)),
             Self::Kernel((wanted, kernel)) => {
                 let name = format!("vm {wanted}");
                 kernel

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
 };
@@ -47,11 +47,13 @@ pub(super) fn lints() -> Suite {
     suite
 }
 
-/// `cargo test --workspace`.
-pub(super) fn cargo_test() -> Suite {
+/// `cargo test --workspace`. The command line tests run the program that is given to users, where there is one.
+pub(super) fn cargo_test(pagetrace: Option<&Path>) -> Suite {
     let mut suite = Suite::new("unit");
     step::note("unit, property and command line tests");
-    let finished = match step::capture("tests", &mut cargo(&["test", "--workspace", "--no-fail-fast"])) {
+    let mut command = cargo(&["test", "--workspace", "--no-fail-fast"]);
+    command.envs(pagetrace.map(|program| ("PAGETRACE", program)));
+    let finished = match step::capture("tests", &mut command) {
         Ok(finished) => finished,
         Err(err) => return Suite::broken("unit", &format!("{err:#}")),
     };

@@ -60,11 +60,8 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let binaries = binaries.ok();
     let (sender, suites) = channel();
     thread::scope(|scope| {
-        if !options.skip_vm {
-            let (everything, binaries, sender) = (options.kernel.is_empty(), binaries.as_ref(), sender.clone());
-            scope.spawn(move || kernels::all(fetched, everything, binaries, &sender));
-        }
-        scope.spawn(move || sender.send(local::cargo_test()));
+        let (everything, binaries) = (!options.skip_vm && options.kernel.is_empty(), binaries.as_ref());
+        scope.spawn(move || kernels::all(fetched, everything, binaries, &sender));
         for suite in suites {
             report.add(suite);
         }
