@@ -65,7 +65,9 @@ fn both(tool: &Tool, attach: &str, fixtures: Fixtures, live: &Value) -> Result<(
     let more: Vec<_> = kept.difference(&seen).collect();
     ensure!(
         missing.is_empty() && more.is_empty(),
-        "live but not recorded: {missing:?}; recorded but not live: {more:?}"
+        "live but not recorded: {missing:?}; recorded but not live: {more:?}; {}, {}",
+        report["coverage"]["incomplete_because"],
+        report["loss"]
     );
     let agreed = report["recording"]["agreed"].as_u64().unwrap_or(0);
     let told: u64 = list(&report["findings"]).iter().filter_map(|finding| finding["count"].as_u64()).sum();
