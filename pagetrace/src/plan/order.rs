@@ -2,7 +2,7 @@
 
 use super::{
     Attach, Event, EventPlan, KernelView, PassedOver, Probe, ProgramType, Stage,
-    ways::{HANDLER_LOCK, probe},
+    ways::{self, HANDLER_LOCK, probe},
 };
 
 /// How an acquiring function can end.
@@ -67,7 +67,7 @@ const INIT: [(&str, &[&str]); 2] =
     [("init_mutex", &["__mutex_init", "mutex_init_generic"]), ("init_rwsem", &["__init_rwsem"])];
 
 fn has(kernel: &dyn KernelView, name: &str, place: Where) -> bool {
-    place == Where::Always || kernel.has_symbol(name) || kernel.has_btf_function(name)
+    place == Where::Always || ways::has(kernel, name)
 }
 
 /// The program on entry of an acquiring function, and the one on its return.
