@@ -10,7 +10,7 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, HashMap},
 };
-use pagetrace_ebpf::wire::{MmOwner, setting};
+use pagetrace_ebpf::wire::{CAST, MmOwner, setting};
 
 /// The settings; the loader overwrites them before the verifier sees them, so each is a constant to it.
 #[unsafe(no_mangle)]
@@ -28,6 +28,24 @@ pub(crate) fn setting(index: usize) -> u64 {
 pub(crate) fn read<T: Copy>(address: u64) -> Option<T> {
     // SAFETY: the helper checks the address itself and fails on a bad one.
     unsafe { bpf_probe_read_kernel(address as *const T) }.ok()
+}
+
+/// Whether [`word_at`] can be used.
+#[inline(always)]
+pub(crate) fn can_cast() -> bool {
+    setting(setting::CAST_TYPE) != setting::NONE
+}
+
+/// A word of kernel memory, 0 where it cannot be read. A load and no call: since `bpf_rdonly_cast` (6.2) the kernel lets a program
+/// read through any address that it is told the type of, and handles a fault itself.
+#[inline(always)]
+pub(crate) fn word_at(address: u64) -> u64 {
+    // SAFETY: the loader has put a function of the kernel in this number's place; it gives the address back, of which the verifier
+    // then knows the type: a struct that begins with a word.
+    unsafe {
+        let cast: unsafe extern "C" fn(u64, u32) -> *const u64 = core::mem::transmute(CAST as usize);
+        core::ptr::read_volatile(cast(address, setting(setting::CAST_TYPE) as u32))
+    }
 }
 
 /// Reads the member whose offset is `member`.

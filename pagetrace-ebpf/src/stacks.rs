@@ -18,7 +18,7 @@ use pagetrace_ebpf::wire::{
 };
 
 use crate::{
-    kernel::{number, setting},
+    kernel::{can_cast, number, setting, word_at},
     state::{RECORDS, Task, count, flag},
 };
 
@@ -108,17 +108,7 @@ pub(crate) fn stack_id<C: Probed>(ctx: &C, task: &mut Task) -> i32 {
         // The verifier takes only a bounded sum with a context.
         let distance = core::hint::black_box(distance - 1) & MAX_DISTANCE;
         let from = ctx.on_stack().wrapping_add(distance);
-        let window: *mut u64 = task.window.as_mut_ptr();
-        // SAFETY: the window is longer; the helper checks the address it reads from.
-        if unsafe { bpf_probe_read_kernel(window.cast(), (HEAD * 8) as u32, from as *const _) } == 0 {
-            place = unwind::place(task.window[0]);
-        }
-        for way in 0..WAYS {
-            code = known(task, from, place ^ way);
-            if code != 0 {
-                break;
-            }
-        }
+        (place, code) = if can_cast() { shown(from) } else { copied(task, from) };
     }
     if code != 0 && setting(setting::VERIFY_SHORTCUTS) == 0 {
         return code.wrapping_sub(1) as i32;
@@ -133,6 +123,41 @@ pub(crate) fn stack_id<C: Probed>(ctx: &C, task: &mut Task) -> i32 {
         sample(ctx, place, id);
     }
     id
+}
+
+/// The place of the shortcuts for the chain that the stack has `from` here on, and the code of the one that it shows, or 0.
+#[inline(always)]
+fn shown(from: u64) -> (u32, u32) {
+    let first = word_at(from);
+    let place = unwind::place(first);
+    for way in 0..WAYS {
+        let Some(shortcut) = SHORTCUTS_OF.get(place ^ way) else { break };
+        if shortcut.frames == 0 || shortcut.sealed_ip[0] ^ SEAL != first {
+            continue;
+        }
+        if differs(shortcut, &Shown(from)) == 0 {
+            return (place, shortcut.stack_code);
+        }
+    }
+    (place, 0)
+}
+
+/// As [`shown`], where the stack has to be copied.
+#[inline(always)]
+fn copied(task: &mut Task, from: u64) -> (u32, u32) {
+    let window: *mut u64 = task.window.as_mut_ptr();
+    // SAFETY: the window is longer; the helper checks the address it reads from.
+    if unsafe { bpf_probe_read_kernel(window.cast(), (HEAD * 8) as u32, from as *const _) } != 0 {
+        return (0, 0);
+    }
+    let place = unwind::place(task.window[0]);
+    for way in 0..WAYS {
+        let code = known(task, from, place ^ way);
+        if code != 0 {
+            return (place, code);
+        }
+    }
+    (place, 0)
 }
 
 /// The code of the shortcut at `place` if the stack shows its chain `from` here on, or 0. The window holds the head.
@@ -152,25 +177,57 @@ fn known(task: &mut Task, from: u64, place: u32) -> u32 {
             return 0;
         }
     }
-    let mut differs = differing(task, shortcut, 1, MAX_FRAMES / 2);
-    if shortcut.frames > (MAX_FRAMES / 2) as u32 {
-        differs |= differing(task, shortcut, MAX_FRAMES / 2, MAX_FRAMES);
-    }
-    if differs != 0 {
-        return 0;
-    }
-    shortcut.stack_code
+    if differs(shortcut, &Copied(&task.window)) == 0 { shortcut.stack_code } else { 0 }
 }
 
-/// The bits in which the window differs from these frames. Without a branch, since the verifier follows each.
+/// Words of a stack, by their distance in words from the first return address.
+trait Words {
+    /// `at` is less than [`WINDOW`].
+    fn word(&self, at: usize) -> u64;
+}
+
+/// Where they lie.
+struct Shown(u64);
+
+impl Words for Shown {
+    #[inline(always)]
+    fn word(&self, at: usize) -> u64 {
+        word_at(self.0.wrapping_add(at as u64 * 8))
+    }
+}
+
+/// Copied.
+struct Copied<'a>(&'a [u64; WINDOW_ROOM]);
+
+impl Words for Copied<'_> {
+    #[inline(always)]
+    fn word(&self, at: usize) -> u64 {
+        // SAFETY: the window has more words.
+        unsafe { *self.0.as_ptr().add(at) }
+    }
+}
+
+/// The bits in which a stack differs from the frames behind the first.
 #[inline(always)]
-fn differing(task: &Task, shortcut: &Shortcut, first: usize, end: usize) -> u64 {
+fn differs(shortcut: &Shortcut, stack: &impl Words) -> u64 {
+    let mut differs = differing(shortcut, stack, 1, MAX_FRAMES / 4);
+    if shortcut.frames > (MAX_FRAMES / 4) as u32 {
+        differs |= differing(shortcut, stack, MAX_FRAMES / 4, MAX_FRAMES / 2);
+    }
+    if shortcut.frames > (MAX_FRAMES / 2) as u32 {
+        differs |= differing(shortcut, stack, MAX_FRAMES / 2, MAX_FRAMES);
+    }
+    differs
+}
+
+/// Without a branch, since the verifier follows each.
+#[inline(always)]
+fn differing(shortcut: &Shortcut, stack: &impl Words, first: usize, end: usize) -> u64 {
     let mut differs = 0;
     for index in first..end {
+        // Masked for the verifier.
         let at = shortcut.at[index] as usize & (WINDOW - 1);
-        // SAFETY: the index is masked to the window's length, a power of two.
-        let word = unsafe { *task.window.as_ptr().add(at) };
-        differs |= word ^ shortcut.sealed_ip[index] ^ SEAL;
+        differs |= stack.word(at) ^ shortcut.sealed_ip[index] ^ SEAL;
     }
     differs
 }

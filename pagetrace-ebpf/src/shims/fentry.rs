@@ -41,6 +41,7 @@ wait!(
 macro_rules! acquire {
     ($($name:ident, $args:literal, $flags:expr, |$ret:ident| $ok:expr;)*) => {$(
         #[fexit]
+        #[inline(always)]
         pub(crate) fn $name(ctx: FExitContext) -> i32 {
             if let Some(mm) = mm_of_lock(ctx.arg(0)) {
                 let $ret = || ctx.arg::<i32>($args);

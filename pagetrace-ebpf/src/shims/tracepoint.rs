@@ -29,12 +29,14 @@ fn acquired(ctx: &impl Probed, mm: u64, write: u64, success: u64) {
 macro_rules! both {
     ($($btf:ident, $raw:ident, |$ctx:ident| $body:expr;)*) => {$(
         #[btf_tracepoint]
+        #[inline(always)]
         pub(crate) fn $btf($ctx: BtfTracePointContext) -> i32 {
             $body;
             0
         }
 
         #[raw_tracepoint]
+        #[inline(always)]
         pub(crate) fn $raw($ctx: RawTracePointContext) -> i32 {
             $body;
             0

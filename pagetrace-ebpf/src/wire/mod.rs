@@ -20,6 +20,10 @@ pub use codec::{Field, Wire};
 
 use codec::wire;
 
+/// In the object, the number of a helper that there is none of. The loader puts the kernel's function `bpf_rdonly_cast` in its
+/// place, where there is that and [`setting::CAST_TYPE`] is set; elsewhere the call is never reached.
+pub const CAST: u32 = 0x7061_6765;
+
 /// What a record is; the first field of every [`Header`].
 pub mod kind {
     /// [`super::fault::Violation`]: a user access faulted while the task held an mmap lock.

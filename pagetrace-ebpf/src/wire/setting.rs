@@ -23,6 +23,22 @@ pub const LEN: usize = 96;
 settings! {
     /// `task_struct.mm`.
     TASK_MM,
+    /// Address of `init_mm`: its lock guards no user memory.
+    INIT_MM,
+    /// 1: every hook also emits what it saw, for a recording.
+    STREAM,
+    /// Tasks whose state there is room for, and so places for it.
+    TASK_PLACES,
+    /// 1: remember the stack of every acquisition.
+    LOCK_STACKS,
+    /// 1: unwind although a shortcut knows the stack, and count where the two differ.
+    VERIFY_SHORTCUTS,
+    /// Id of a type that begins with a 64-bit number, where the kernel has what [`super::CAST`] stands for.
+    CAST_TYPE,
+    /// 1: emit every fault, walk, and waits and holds over [`MIN_LOCK_NS`].
+    TRACE,
+    /// 1: an exception followed by a lock attempt counts, since the handler's own lock path cannot be hooked.
+    CONFIRM_BY_LOCK,
     /// `task_struct.flags`.
     TASK_FLAGS,
     /// `task_struct.pid`.
@@ -85,8 +101,6 @@ settings! {
     MM_CACHE,
     /// `kmem_cache.size`.
     CACHE_SIZE,
-    /// Address of `init_mm`: its lock guards no user memory.
-    INIT_MM,
     /// One of [`super::setting::target`].
     TARGET_MODE,
     /// First eight bytes of the wanted comm.
@@ -97,18 +111,10 @@ settings! {
     TARGET_CGROUP,
     /// Level of the wanted cgroup under the root of the hierarchy.
     TARGET_CGROUP_LEVEL,
-    /// 1: an exception followed by a lock attempt counts, since the handler's own lock path cannot be hooked.
-    CONFIRM_BY_LOCK,
-    /// 1: emit every fault, walk, and waits and holds over [`MIN_LOCK_NS`].
-    TRACE,
     /// Shortest wait or hold that `trace` emits, nanoseconds.
     MIN_LOCK_NS,
     /// Shortest fault that `trace` emits, nanoseconds.
     MIN_FAULT_NS,
-    /// 1: remember the stack of every acquisition.
-    LOCK_STACKS,
-    /// Tasks whose state there is room for, and so places for it.
-    TASK_PLACES,
     /// The tracer's own process id: its own faults and locks are not emitted by `trace`.
     SELF_TGID,
     /// `pt_regs.ip`.
@@ -117,10 +123,6 @@ settings! {
     REGS_CS,
     /// 1: the fault hook's return tells the VMA; 0: `handle_mm_fault` does.
     VMA_BY_RETURN,
-    /// 1: unwind although a shortcut knows the stack, and count where the two differ.
-    VERIFY_SHORTCUTS,
-    /// 1: every hook also emits what it saw, for a recording.
-    STREAM,
     /// With [`STREAM`]: unread bytes in the ring buffer from which the reader is woken.
     RING_WAKE,
     /// Address of the array `__per_cpu_offset`.

@@ -79,8 +79,11 @@ wire! {
 }
 
 wire! {
-    /// All that is known of a task.
+    /// All that is known of a task. What every lock needs lies in the 64 bytes behind the first 8: the values of an array begin 8
+    /// bytes before a cache line.
     pub struct Task {
+        /// Whose lock found no slot last.
+        pub overflow_mm: u64,
         /// Its `task_struct`; 0 where nobody's state is.
         pub task: u64,
         /// Slots used.
@@ -91,8 +94,12 @@ wire! {
         pub kernel_faults: u32,
         /// The kernel side's own.
         pub flags: u32,
-        /// Whose lock found no slot last.
-        pub overflow_mm: u64,
+        /// Where on the stack the attempt was entered whose return is waited for; 0 when none is.
+        pub attempt_frame: u64,
+        /// Whose lock the event at hand is about.
+        pub mm: u64,
+        /// Locks held, outermost first.
+        pub slots: [Slot; MAX_HELD],
         /// When the first of those that found no slot was acquired, nanoseconds of `CLOCK_MONOTONIC`.
         pub overflow_since: u64,
         /// Bits of [`super::lock::held`] of the last that found no slot.
@@ -103,10 +110,6 @@ wire! {
         pub overflow_stack: i32,
         /// Explicit padding.
         pub pad: u32,
-        /// Where on the stack the attempt was entered whose return is waited for; 0 when none is.
-        pub attempt_frame: u64,
-        /// Whose lock the event at hand is about.
-        pub mm: u64,
         /// A number of the event at hand.
         pub number: u32,
         /// Page faults that are being handled: one handler can cause another.
@@ -125,16 +128,18 @@ wire! {
         pub faults: [OpenFault; 2],
         /// Walks that have not ended, outermost first.
         pub walks: [OpenWalk; 2],
-        /// Locks held, outermost first.
-        pub slots: [Slot; MAX_HELD],
         /// The access that may violate the rule.
         pub access: Access,
         /// Key of the violation that is being told.
         pub seen_key: [u64; KEY_WORDS],
         /// Words of its stack, while they are compared; the addresses on it, while a violation is told.
         pub window: [u64; WINDOW_ROOM],
+        /// Up to whole cache lines, of which each task then has its own.
+        pub spare: [u64; 5],
     }
 }
+
+const _: () = assert!(size_of::<Task>().is_multiple_of(64));
 
 impl Task {
     /// The locks held.

@@ -59,11 +59,23 @@ impl Btf {
         self.find(Class::Aggregate, name).map(|(_, record)| record.size_or_type).next()
     }
 
+    /// Id of a struct or union.
+    #[must_use]
+    pub fn struct_id(&self, name: &str) -> Option<u32> {
+        self.find(Class::Aggregate, name).map(|(id, _)| id).next()
+    }
+
+    /// Id of a function.
+    #[must_use]
+    pub fn func_id(&self, name: &str) -> Option<u32> {
+        self.find(Class::Func, name).map(|(id, _)| id).next()
+    }
+
     /// Whether the kernel has a function of this name in its BTF. That does not make it attachable: from 6.1 on BTF
     /// also names functions that ftrace cannot reach.
     #[must_use]
     pub fn has_func(&self, name: &str) -> bool {
-        self.find(Class::Func, name).next().is_some()
+        self.func_id(name).is_some()
     }
 
     /// The value of `value` in `enum name`.

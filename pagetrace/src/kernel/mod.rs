@@ -6,6 +6,7 @@
 pub mod btf;
 pub mod build_id;
 pub mod caps;
+pub mod cast;
 pub mod features;
 pub mod kallsyms;
 pub mod locks;

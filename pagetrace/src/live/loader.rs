@@ -15,12 +15,19 @@ use aya::{
 use pagetrace_ebpf::wire::{counter, kind, order, seen, setting, task, unwind};
 use tokio::io::unix::AsyncFd;
 
+use cast::linked;
 use only::only;
 
-use super::{breakpoint, readiness::readable, settings::Settings, shortcut::Learner, undisturbed::undisturbed};
+use super::{
+    breakpoint,
+    readiness::readable,
+    settings::Settings,
+    shortcut::{Learner, Lesson},
+    undisturbed::undisturbed,
+};
 use crate::{
     clock::monotonic_ns,
-    kernel::{kallsyms::Kallsyms, threads},
+    kernel::{cast::Cast, kallsyms::Kallsyms, threads},
     plan::{Plan, Probe, ProgramType, Refusal, Stage, skipped},
 };
 
@@ -50,6 +57,9 @@ pub enum AttachError {
     /// The object or its maps were refused.
     #[error("cannot load the BPF object: {0}")]
     Object(#[from] EbpfError),
+    /// The kernel did not load a program, which casts; one that does not may work.
+    #[error("the kernel refused to load {} for {}: {}", .0.attach.name(), .0.target, .0.why)]
+    Unloadable(Refusal),
     /// One program was refused; a plan without it may work.
     #[error("the kernel refused {} on {}: {}", .0.attach.name(), .0.target, .0.why)]
     Refused(Refusal),
@@ -142,6 +152,7 @@ impl Types {
 pub fn attach(
     plan: &Plan,
     settings: &Settings,
+    cast: Option<Cast>,
     sizes: Sizes,
     targets: &[u64],
     symbols: Option<&Kallsyms>,
@@ -171,7 +182,11 @@ pub fn attach(
     let probes = plan.probes();
     let wanted = |name: &str| iterate::PROGRAMS.contains(&name) || probes.iter().any(|probe| probe.program == name);
     let types = begun.elapsed();
-    let mut bpf = loader.load(&only(OBJECT, &wanted))?;
+    let mut code = only(OBJECT, &wanted);
+    if let Some(Cast { function, .. }) = cast {
+        code = linked(code, function).map_err(|err| AttachError::Incomplete(format!("instructions: {err}")))?.into();
+    }
+    let mut bpf = loader.load(&code)?;
     let object = begun.elapsed();
     fill_targets(&mut bpf, settings, targets)?;
     // What the kernel refuses of these is only known when they are attached: before anything else is loaded, since the plan
@@ -179,9 +194,13 @@ pub fn attach(
     let (accesses, rest): (Vec<&Probe>, Vec<&Probe>) =
         probes.iter().partition(|probe| probe.stage == Stage::UserAccess);
     let mut programs: Vec<String> = Vec::new();
-    load_all(&mut bpf, &accesses, btf, &mut programs)?;
+    let unloadable = |err| match err {
+        AttachError::Refused(refusal) if cast.is_some() && !refusal.whole_type => AttachError::Unloadable(refusal),
+        err => err,
+    };
+    load_all(&mut bpf, &accesses, btf, &mut programs).map_err(unloadable)?;
     let breakpoints = attach_accesses(&mut bpf, &accesses, symbols)?;
-    load_all(&mut bpf, &rest, btf, &mut programs)?;
+    load_all(&mut bpf, &rest, btf, &mut programs).map_err(unloadable)?;
     let loaded = begun.elapsed();
     if settings.get(setting::MM_CACHE) == setting::NONE {
         // Only on kernels whose slabs cannot be read.
@@ -189,6 +208,9 @@ pub fn attach(
     }
     for probe in rest {
         attach_one(&mut bpf, probe, symbols).map_err(|why| refused(probe, &why))?;
+    }
+    if cast.is_some() {
+        log::debug!("programs cast");
     }
     log::debug!(
         "types read after {types:?}, object relocated after {object:?}, {} programs loaded after {loaded:?}, {} probes \
@@ -447,17 +469,20 @@ fn learn(
     if item.get(..4) != Some(kind::UNWIND_SAMPLE.to_le_bytes().as_slice()) {
         return false;
     }
-    if let Some(lesson) = learner.take(item) {
-        let (program, distance) = lesson.distance;
-        log::debug!("learnt a call chain for unwinding: {:?}", lesson.shortcut);
-        let told = undisturbed(|| {
+    let Lesson { distance, shortcut } = learner.take(item);
+    if distance.is_none() && shortcut.is_none() {
+        return true;
+    }
+    log::debug!("learnt for unwinding: distance {distance:?}, chain {shortcut:?}");
+    let told = undisturbed(|| {
+        if let Some((program, distance)) = distance {
             distances.set(program, distance + 1, 0)?;
-            shortcuts.set(lesson.place, lesson.shortcut.words(), 0)
-        });
-        if let Err(why) = told {
-            // Without it the kernel side goes on unwinding.
-            log::info!("cannot tell the BPF object a call chain: {why}");
         }
+        shortcut.map_or(Ok(()), |(place, shortcut)| shortcuts.set(place, shortcut.words(), 0))
+    });
+    if let Err(why) = told {
+        // Without it the kernel side goes on unwinding.
+        log::info!("cannot tell the BPF object how to unwind: {why}");
     }
     true
 }
@@ -481,6 +506,7 @@ fn recursion_misses(program: &Program) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix("recursion_misses:")?.trim().parse().ok())
 }
 
+mod cast;
 mod iterate;
 #[cfg(test)]
 mod object;

@@ -9,6 +9,7 @@ use crate::{
     kernel::{
         KernelFacts,
         btf::Btf,
+        cast::Cast,
         kallsyms::Kallsyms,
         module::Regions,
         offsets::Offsets,
@@ -94,7 +95,14 @@ pub struct Run {
 }
 
 /// The settings for this kernel, plan and run.
-pub fn settings(btf: &Btf, kallsyms: Option<&Kallsyms>, offsets: &Offsets, plan: &Plan, run: &Run) -> Settings {
+pub fn settings(
+    btf: &Btf,
+    cast: Option<Cast>,
+    kallsyms: Option<&Kallsyms>,
+    offsets: &Offsets,
+    plan: &Plan,
+    run: &Run,
+) -> Settings {
     let mut out = Settings::default();
     let Offsets { task, mm, rwsem, vma, file, regs, slab, .. } = offsets;
     for (slot, offset) in [
@@ -130,6 +138,7 @@ pub fn settings(btf: &Btf, kallsyms: Option<&Kallsyms>, offsets: &Offsets, plan:
         .set_if(setting::FILE_PRIVATE, btf.member_offset("file", "private_data").map(u64::from))
         .set(setting::CONFIRM_BY_LOCK, u64::from(plan.confirms_by_lock()))
         .set(setting::VMA_BY_RETURN, u64::from(plan.vma_by_return()))
+        .set_if(setting::CAST_TYPE, cast.map(|cast| u64::from(cast.structure)))
         .set(setting::LOCK_STACKS, u64::from(!run.no_lock_stacks))
         .set(setting::VERIFY_SHORTCUTS, u64::from(run.verify_shortcuts))
         .set(setting::TRACE, u64::from(run.trace))

@@ -37,7 +37,7 @@ use super::{
 use crate::{
     analysis::{Loss, Outcome, Severity, severity_of},
     clock::monotonic_ns,
-    kernel::{KernelFacts, offsets::Offsets},
+    kernel::{KernelFacts, cast::Cast, offsets::Offsets},
     output::{deadlock::ReportedDeadlock, gather::Gather},
     plan::{Plan, Wish, plan},
     record::Record,
@@ -62,11 +62,17 @@ pub(super) fn attach(
     let Run { trace, strict, order, .. } = spec.run;
     let types = Types::read()?;
     let mut wish = Wish { force: spec.attach, trace, strict, order, refused: Vec::new() };
+    let mut cast = Cast::from_btf(btf);
     loop {
         let plan = plan(&view, &wish)?;
-        let settings = prepare::settings(btf, facts.kallsyms.as_ref().ok(), offsets, &plan, &spec.run);
-        match loader::attach(&plan, &settings, spec.sizes, targets, facts.kallsyms.as_ref().ok(), &types) {
+        let settings = prepare::settings(btf, cast, facts.kallsyms.as_ref().ok(), offsets, &plan, &spec.run);
+        match loader::attach(&plan, &settings, cast, spec.sizes, targets, facts.kallsyms.as_ref().ok(), &types) {
             Ok(attached) => return Ok((plan, settings, attached)),
+            // The way may be as open as before without what made the programs cheaper.
+            Err(AttachError::Unloadable(refusal)) if cast.is_some() => {
+                log::info!("the kernel refused a program that casts, {}: {}", refusal.target, refusal.why);
+                cast = None;
+            }
             // Every refusal closes one way for good, so this ends.
             Err(AttachError::Refused(refusal)) if !wish.refused.contains(&refusal) => {
                 log::info!("{} on {} was refused: {}", refusal.attach.name(), refusal.target, refusal.why);

@@ -75,12 +75,14 @@ pub(crate) struct Learner {
     between: Vec<Range<u64>>,
     text: Range<u64>,
     /// Where each return address of a chain may lie, as far as the samples of that chain agree.
-    candidates: HashMap<Vec<u64>, Candidate>,
+    candidates: HashMap<Vec<u64>, Option<Candidate>>,
     taken: HashMap<u32, Shortcut>,
+    /// Where the first return address of any chain may lie, by kind of program.
+    starts: [Option<Candidate>; kind::LEN as usize],
     distances: [Option<u64>; kind::LEN as usize],
 }
 
-/// A chain that may be learnt.
+/// A chain that may be learnt, or the start of all.
 #[derive(Debug)]
 struct Candidate {
     samples: u32,
@@ -89,14 +91,31 @@ struct Candidate {
 }
 
 /// What the kernel side is to be told.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Lesson {
-    /// The kind of program, and the bytes from its context to the first return address.
-    pub(crate) distance: (u32, u64),
-    /// Where the shortcut goes.
-    pub(crate) place: u32,
-    /// The shortcut.
-    pub(crate) shortcut: Shortcut,
+    /// A kind of program, and the bytes from its context to the first return address. Until it knows them, the kernel side cannot
+    /// tell chains apart, and samples all of them as one.
+    pub(crate) distance: Option<(u32, u64)>,
+    /// A shortcut, and where it goes.
+    pub(crate) shortcut: Option<(u32, Shortcut)>,
+}
+
+impl Candidate {
+    /// Another sample, which has each return address in these words.
+    fn agree(known: &mut Option<Self>, seen: Vec<u128>) -> &Self {
+        let candidate = known.get_or_insert_with(|| Self { samples: 0, places: seen.clone() });
+        candidate.samples += 1;
+        for (places, seen) in candidate.places.iter_mut().zip(seen) {
+            *places &= seen;
+        }
+        candidate
+    }
+
+    /// The word that holds each, when no doubt is left.
+    fn places(&self) -> Option<Vec<u32>> {
+        let certain = self.samples >= ENOUGH && self.places.iter().all(|places| places.count_ones() == 1);
+        certain.then(|| self.places.iter().map(|places| places.trailing_zeros()).collect())
+    }
 }
 
 impl Learner {
@@ -117,11 +136,20 @@ impl Learner {
         }
     }
 
-    /// Takes a sample; `None` when nothing can be learnt from it, or nothing new.
-    pub(crate) fn take(&mut self, bytes: &[u8]) -> Option<Lesson> {
-        let sample = Sample::decode(bytes)?;
-        let (distance, shortcut) = self.learn(&sample)?;
-        let known = self.distances.get_mut(sample.program as usize)?;
+    /// Takes a sample, and tells what is new.
+    pub(crate) fn take(&mut self, bytes: &[u8]) -> Lesson {
+        let Some(sample) = Sample::decode(bytes) else { return Lesson::default() };
+        let known = |learner: &Self| learner.distances.get(sample.program as usize).copied().flatten();
+        let before = known(self);
+        let learnt = self.learn(&sample);
+        let shortcut = learnt.and_then(|(distance, shortcut)| self.place(sample.program, distance, shortcut));
+        let distance = known(self).filter(|_| before.is_none()).map(|distance| (sample.program, distance));
+        Lesson { distance, shortcut }
+    }
+
+    /// Where a shortcut goes; `None` when it is not new, or has no use.
+    fn place(&mut self, program: u32, distance: u64, shortcut: Shortcut) -> Option<(u32, Shortcut)> {
+        let known = self.distances.get_mut(program as usize)?;
         // Another distance for the same kind: the kernel side looks at one place only, and would never find it.
         if *known.get_or_insert(distance) != distance {
             return None;
@@ -132,7 +160,7 @@ impl Learner {
             return None;
         }
         self.taken.insert(free, shortcut);
-        Some(Lesson { distance: (sample.program, distance), place: free, shortcut })
+        Some((free, shortcut))
     }
 
     /// How many frames come before the place where the lock is taken; `None` when that cannot be told.
@@ -163,6 +191,18 @@ impl Learner {
         (!chain.is_empty() && chain.len() <= MAX_FRAMES).then_some(chain)
     }
 
+    /// Learns where chains begin: every sample of a program's kind has the first return address at the same distance.
+    fn start(&mut self, program: u32, first: u128) -> Option<()> {
+        if program == kind::KPROBE {
+            // The stack pointer is known, and points there.
+            return None;
+        }
+        let start = Candidate::agree(self.starts.get_mut(program as usize)?, vec![first]);
+        let word = *start.places()?.first()?;
+        self.distances.get_mut(program as usize)?.get_or_insert(u64::from(word) * 8);
+        Some(())
+    }
+
     /// The bytes from the context to the chain's first return address, and the chain with its places.
     fn learn(&mut self, sample: &Sample) -> Option<(u64, Shortcut)> {
         let len = usize::try_from(sample.frames_len).ok()? / 8;
@@ -178,16 +218,9 @@ impl Learner {
         if self.candidates.len() >= MAX_CANDIDATES && !self.candidates.contains_key(&chain) {
             return None;
         }
-        let candidate =
-            self.candidates.entry(chain.clone()).or_insert_with(|| Candidate { samples: 0, places: seen.clone() });
-        candidate.samples += 1;
-        for (places, seen) in candidate.places.iter_mut().zip(seen) {
-            *places &= seen;
-        }
-        if candidate.samples < ENOUGH || candidate.places.iter().any(|places| places.count_ones() != 1) {
-            return None;
-        }
-        let mut at: Vec<u32> = candidate.places.iter().map(|places| places.trailing_zeros()).collect();
+        self.start(sample.program, *seen.first()?);
+        let candidate = self.candidates.entry(chain.clone()).or_default();
+        let mut at = Candidate::agree(candidate, seen).places()?;
         let mut chain = chain;
         if is_in(*chain.last()?, &self.faults) {
             // The fault of a system call's copy has the same chain so far, and more above it.
@@ -367,7 +400,7 @@ mod tests {
         let mut learner = learner();
         let mut teach = |top: u64| {
             let sample = sample(kind::RAW_TRACEPOINT, &[PROGRAM, RUN, VM_MMAP, top], &[(9, VM_MMAP), (20, top)]);
-            let lessons = (0..ENOUGH).map(|_| learner.take(&encode(&sample)).map(|lesson| lesson.place));
+            let lessons = (0..ENOUGH).map(|_| learner.take(&encode(&sample)).shortcut.map(|(place, _)| place));
             lessons.last().flatten()
         };
         let first = teach(SYSCALL).expect("new");
@@ -376,6 +409,22 @@ mod tests {
             assert_eq!(teach(SYSCALL + u64::from(way)), Some(first ^ way));
         }
         assert_eq!(teach(SYSCALL + u64::from(WAYS)), None, "no room");
+    }
+
+    #[test]
+    fn where_chains_begin_is_learnt_from_different_ones() {
+        let chain = |nth: u64, at: usize| {
+            let (first, top) = (VM_MMAP + nth, SYSCALL + nth);
+            encode(&sample(kind::BTF_TRACEPOINT, &[PROGRAM, RUN, first, top], &[(at, first), (20, top)]))
+        };
+        let mut agreeing = learner();
+        let lessons: Vec<Lesson> = (0..6).map(|nth| agreeing.take(&chain(nth, 9))).collect();
+        let told: Vec<_> = lessons.iter().map(|lesson| lesson.distance).collect();
+        assert_eq!(told, [None, None, None, Some((kind::BTF_TRACEPOINT, 72)), None, None], "once, when it is certain");
+        assert!(lessons.iter().all(|lesson| lesson.shortcut.is_none()), "none came often enough");
+        // Functions with more arguments have larger frames below them: no distance is that of all.
+        let mut differing = learner();
+        assert!((0..6).all(|nth| differing.take(&chain(nth, 9 + nth as usize % 2)) == Lesson::default()));
     }
 
     proptest! {

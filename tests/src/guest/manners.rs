@@ -20,7 +20,9 @@ use crate::fixture::cases;
 pub const USER: u32 = 1000;
 
 /// Runs these cases.
-pub fn run(tool: &Tool, host: bool, fixtures: Fixtures, tally: &mut Tally) {
+///
+/// `casts`: the kernel gives programs types to read through (`bpf_rdonly_cast`).
+pub fn run(tool: &Tool, host: bool, fixtures: Fixtures, casts: bool, tally: &mut Tally) {
     tally.case("command/not-found", || not_found(tool));
     tally.case("command/exit-code", || exit_code(tool));
     tally.case("command/signal", || signal(tool));
@@ -33,7 +35,7 @@ pub fn run(tool: &Tool, host: bool, fixtures: Fixtures, tally: &mut Tally) {
         code(&ended, 0)?;
         report::is_clean(&report::parse(&ended.stdout)?)
     });
-    tally.case("command/shortcuts", || shortcuts(tool));
+    tally.case("command/shortcuts", || shortcuts(tool, casts));
     tally.case("command/pagemap-read", || {
         let ended = tool.run(tool.check(&[], &["pagemap-read"]))?;
         ensure!(ended.log.contains("pagemap-read: ok"), "not exercised: {}", tail(&ended.log));
@@ -60,13 +62,21 @@ pub fn run(tool: &Tool, host: bool, fixtures: Fixtures, tally: &mut Tally) {
 }
 
 /// Chains that were learnt instead of unwound name the very stacks that unwinding names, many thousand times.
-fn shortcuts(tool: &Tool) -> Result<()> {
+fn shortcuts(tool: &Tool, casts: bool) -> Result<()> {
     for attach in [[].as_slice(), &["--attach", "tracepoint"]] {
         let args = [&["--verify-shortcuts"], attach].concat();
-        let ended = tool.run(tool.check(&args, &["mmap-storm", "6000"]))?;
+        let mut command = tool.check(&args, &["mmap-storm", "6000"]);
+        command.env("RUST_LOG", "pagetrace=debug");
+        let ended = tool.run(command)?;
         if !attach.is_empty() && ended.status.code() == Some(3) {
             continue;
         }
+        ensure!(
+            ended.stderr.contains("programs cast") == casts,
+            "the kernel {} bpf_rdonly_cast: {}",
+            if casts { "has" } else { "has no" },
+            ended.stderr.lines().filter(|line| line.contains("cast")).collect::<Vec<_>>().join(" | ")
+        );
         let report = report::parse(&ended.stdout)?;
         // A preemptible kernel may skip events, and says so.
         let skipped = report::loss(&report, "recursion_misses") > 0;

@@ -26,6 +26,7 @@ use std::{collections::HashSet, env, fs, path::Path, process::ExitCode, time::In
 
 use anyhow::{Context as _, Result, bail, ensure};
 use expect::{Expected, Hanging};
+use memchr::memmem;
 use serde_json::Value;
 use tool::{Ended, LIMIT, Tool, tail};
 
@@ -141,7 +142,7 @@ fn run(host: bool, only: Option<&str>, tally: &mut Tally) -> Result<()> {
         module::load(Path::new(&path))?;
     }
     let btf = fs::read("/sys/kernel/btf/vmlinux").context("this kernel has no BTF")?;
-    let knows = |name: &str| contains(&btf, format!("\0{name}\0").as_bytes());
+    let knows = |name: &str| memmem::find(&btf, format!("\0{name}\0").as_bytes()).is_some();
     let fixtures =
         Fixtures { module: !host && Device::exists(), bpf: knows("bpf_iter_task_vma") && knows("bpf_find_vma") };
     if !fixtures.module {
@@ -184,7 +185,7 @@ fn run(host: bool, only: Option<&str>, tally: &mut Tally) -> Result<()> {
         order::run(&tool, fixtures.module, if host { &[] } else { &ways }, only.is_some(), tally);
     }
     if wanted("manners") {
-        manners::run(&tool, host, fixtures, tally);
+        manners::run(&tool, host, fixtures, knows("bpf_rdonly_cast"), tally);
     }
     if host && wanted("provoke") {
         tally.skip("provoke", "anonymous pages leave only for swap, and this machine's is not the suite's to set up");
@@ -235,10 +236,6 @@ fn run(host: bool, only: Option<&str>, tally: &mut Tally) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn contains(bytes: &[u8], part: &[u8]) -> bool {
-    bytes.windows(part.len()).any(|window| window == part)
 }
 
 /// One run over all violating cases; a line for each case, and one for what must not be there.

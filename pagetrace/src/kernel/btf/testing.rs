@@ -66,6 +66,10 @@ impl Builder {
         self.push("", kind::FUNC_PROTO << 24 | u32::try_from(params.len()).unwrap(), result, &body)
     }
 
+    pub(crate) fn function(&mut self, name: &str, proto: u32) -> u32 {
+        self.reference(kind::FUNC, name, proto)
+    }
+
     pub(crate) fn enumeration(&mut self, name: &str, values: &[(&str, u32)]) -> u32 {
         let body: Vec<u32> = values.iter().flat_map(|&(name, value)| [self.string(name), value]).collect();
         self.push(name, kind::ENUM << 24 | u32::try_from(values.len()).unwrap(), 4, &body)
