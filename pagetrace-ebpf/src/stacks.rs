@@ -108,7 +108,13 @@ pub(crate) fn stack_id<C: Probed>(ctx: &C, task: &mut Task) -> i32 {
         // The verifier takes only a bounded sum with a context.
         let distance = core::hint::black_box(distance - 1) & MAX_DISTANCE;
         let from = ctx.on_stack().wrapping_add(distance);
-        (place, code) = if can_cast() { shown(from) } else { copied(task, from) };
+        (place, code) = if can_cast() {
+            known(&mut Shown(from))
+        } else if let Some(mut stack) = Copied::head(&mut task.window, from) {
+            known(&mut stack)
+        } else {
+            (0, 0)
+        };
     }
     if code != 0 && setting(setting::VERIFY_SHORTCUTS) == 0 {
         return code.wrapping_sub(1) as i32;
@@ -125,63 +131,28 @@ pub(crate) fn stack_id<C: Probed>(ctx: &C, task: &mut Task) -> i32 {
     id
 }
 
-/// The place of the shortcuts for the chain that the stack has `from` here on, and the code of the one that it shows, or 0.
+/// The place of the shortcuts for the chain that a stack has, and the code of the one that it shows, or 0.
 #[inline(always)]
-fn shown(from: u64) -> (u32, u32) {
-    let first = word_at(from);
+fn known(stack: &mut impl Words) -> (u32, u32) {
+    let first = stack.word(0);
     let place = unwind::place(first);
     for way in 0..WAYS {
         let Some(shortcut) = SHORTCUTS_OF.get(place ^ way) else { break };
         if shortcut.frames == 0 || shortcut.sealed_ip[0] ^ SEAL != first {
             continue;
         }
-        if differs(shortcut, &Shown(from)) == 0 {
+        if stack.reach(shortcut.span) && differs(shortcut, stack) == 0 {
             return (place, shortcut.stack_code);
         }
     }
     (place, 0)
 }
 
-/// As [`shown`], where the stack has to be copied.
-#[inline(always)]
-fn copied(task: &mut Task, from: u64) -> (u32, u32) {
-    let window: *mut u64 = task.window.as_mut_ptr();
-    // SAFETY: the window is longer; the helper checks the address it reads from.
-    if unsafe { bpf_probe_read_kernel(window.cast(), (HEAD * 8) as u32, from as *const _) } != 0 {
-        return (0, 0);
-    }
-    let place = unwind::place(task.window[0]);
-    for way in 0..WAYS {
-        let code = known(task, from, place ^ way);
-        if code != 0 {
-            return (place, code);
-        }
-    }
-    (place, 0)
-}
-
-/// The code of the shortcut at `place` if the stack shows its chain `from` here on, or 0. The window holds the head.
-#[inline(always)]
-fn known(task: &mut Task, from: u64, place: u32) -> u32 {
-    let Some(shortcut) = SHORTCUTS_OF.get(place) else { return 0 };
-    if shortcut.frames == 0 || shortcut.sealed_ip[0] ^ SEAL != task.window[0] {
-        return 0;
-    }
-    if shortcut.span > HEAD as u32 {
-        let rest = core::hint::black_box(shortcut.span - HEAD as u32) & REST_MASK;
-        let from = from.wrapping_add((HEAD * 8) as u64);
-        // SAFETY: the window has as many words behind the head; the helper checks the address it reads from.
-        let failed =
-            unsafe { bpf_probe_read_kernel(task.window.as_mut_ptr().add(HEAD).cast(), rest * 8, from as *const _) };
-        if failed != 0 {
-            return 0;
-        }
-    }
-    if differs(shortcut, &Copied(&task.window)) == 0 { shortcut.stack_code } else { 0 }
-}
-
 /// Words of a stack, by their distance in words from the first return address.
 trait Words {
+    /// Whether as many words can be asked for from here on.
+    fn reach(&mut self, span: u32) -> bool;
+
     /// `at` is less than [`WINDOW`].
     fn word(&self, at: usize) -> u64;
 }
@@ -191,19 +162,49 @@ struct Shown(u64);
 
 impl Words for Shown {
     #[inline(always)]
+    fn reach(&mut self, _span: u32) -> bool {
+        true
+    }
+
+    #[inline(always)]
     fn word(&self, at: usize) -> u64 {
         word_at(self.0.wrapping_add(at as u64 * 8))
     }
 }
 
-/// Copied.
-struct Copied<'a>(&'a [u64; WINDOW_ROOM]);
+/// Copied, as far as they were asked for.
+struct Copied<'a> {
+    window: &'a mut [u64; WINDOW_ROOM],
+    from: u64,
+}
+
+impl<'a> Copied<'a> {
+    /// What a short chain needs.
+    #[inline(always)]
+    fn head(window: &'a mut [u64; WINDOW_ROOM], from: u64) -> Option<Self> {
+        // SAFETY: the window is longer; the helper checks the address it reads from.
+        let failed =
+            unsafe { bpf_probe_read_kernel(window.as_mut_ptr().cast(), (HEAD * 8) as u32, from as *const _) } != 0;
+        if failed { None } else { Some(Self { window, from }) }
+    }
+}
 
 impl Words for Copied<'_> {
     #[inline(always)]
+    fn reach(&mut self, span: u32) -> bool {
+        if span <= HEAD as u32 {
+            return true;
+        }
+        let rest = core::hint::black_box(span - HEAD as u32) & REST_MASK;
+        let from = self.from.wrapping_add((HEAD * 8) as u64);
+        // SAFETY: the window has as many words behind the head; the helper checks the address it reads from.
+        unsafe { bpf_probe_read_kernel(self.window.as_mut_ptr().add(HEAD).cast(), rest * 8, from as *const _) == 0 }
+    }
+
+    #[inline(always)]
     fn word(&self, at: usize) -> u64 {
         // SAFETY: the window has more words.
-        unsafe { *self.0.as_ptr().add(at) }
+        unsafe { *self.window.as_ptr().add(at) }
     }
 }
 

@@ -41,6 +41,7 @@ wait!(
 macro_rules! acquire {
     ($($name:ident, $args:literal, $flags:expr, |$ret:ident| $ok:expr;)*) => {$(
         #[fexit]
+        // By force: programs with the same body would be given one function of it, and a call each.
         #[inline(always)]
         pub(crate) fn $name(ctx: FExitContext) -> i32 {
             if let Some(mm) = mm_of_lock(ctx.arg(0)) {

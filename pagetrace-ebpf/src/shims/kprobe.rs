@@ -23,6 +23,7 @@ fn arg(ctx: &ProbeContext, index: usize) -> u64 {
 macro_rules! acquire {
     ($($name:ident, $always:literal, $flags:expr;)*) => {$(
         #[kprobe]
+        // By force: programs with the same body would be given one function of it, and a call each.
         #[inline(always)]
         pub(crate) fn $name(ctx: ProbeContext) -> u32 {
             if let Some(mm) = mm_of_lock(arg(&ctx, 0)) {

@@ -25,7 +25,8 @@ fn acquired(ctx: &impl Probed, mm: u64, write: u64, success: u64) {
     lock::on_outcome(ctx, mm, mode_of(write), success & 0xff != 0);
 }
 
-/// Defines the same entry twice: for BTF and for raw tracepoints.
+/// Defines the same entry twice: for BTF and for raw tracepoints. Inlined by force, or programs with the same body would be given
+/// one function of it, and a call each.
 macro_rules! both {
     ($($btf:ident, $raw:ident, |$ctx:ident| $body:expr;)*) => {$(
         #[btf_tracepoint]

@@ -12,19 +12,14 @@ use aya::{
     maps::{Array, HashMap, MapData, MapError, PerCpuArray, RingBuf, StackTraceMap},
     programs::{BtfTracePoint, FEntry, FExit, KProbe, PerfEvent, Program, ProgramError, RawTracePoint},
 };
-use pagetrace_ebpf::wire::{counter, kind, order, seen, setting, task, unwind};
+use pagetrace_ebpf::wire::{counter, order, seen, setting, task};
 use tokio::io::unix::AsyncFd;
 
 use cast::linked;
 use only::only;
+use teach::Teacher;
 
-use super::{
-    breakpoint,
-    readiness::readable,
-    settings::Settings,
-    shortcut::{Learner, Lesson},
-    undisturbed::undisturbed,
-};
+use super::{breakpoint, readiness::readable, settings::Settings, undisturbed::undisturbed};
 use crate::{
     clock::monotonic_ns,
     kernel::{cast::Cast, kallsyms::Kallsyms, threads},
@@ -92,9 +87,7 @@ pub struct Attached {
     plan: Plan,
     /// Each once, in the order of attaching.
     programs: Vec<String>,
-    learner: Learner,
-    distances: Array<MapData, u64>,
-    shortcuts: Array<MapData, [u64; unwind::SHORTCUT_WORDS]>,
+    teacher: Teacher,
     /// When everything was attached, nanoseconds of `CLOCK_MONOTONIC`.
     pub attached_at: u64,
     /// Open as long as they are set.
@@ -223,9 +216,6 @@ pub fn attach(
     let now = monotonic_ns();
     undisturbed(|| attached_at.set(0, now, 0))?;
     iterate::find_locked(&mut bpf, btf)?;
-    let mut distances = Array::<_, u64>::try_from(map(&mut bpf, "DISTANCES")?)?;
-    // Right where a kprobe's stack pointer points.
-    undisturbed(|| distances.set(unwind::kind::KPROBE, 1, 0))?;
     let ring = RingBuf::try_from(map(&mut bpf, "RECORDS")?)?;
     Ok(Attached {
         ring: readable(ring).map_err(|err| AttachError::Io("cannot poll the ring buffer", err))?,
@@ -239,9 +229,7 @@ pub fn attach(
         tasks: Array::try_from(map(&mut bpf, "TASKS")?)?,
         plan: plan.clone(),
         programs,
-        learner: symbols.map(Learner::new).unwrap_or_default(),
-        distances,
-        shortcuts: Array::try_from(map(&mut bpf, "SHORTCUTS_OF")?)?,
+        teacher: Teacher::new(&mut bpf, symbols)?,
         breakpoints,
         bpf,
     })
@@ -387,14 +375,14 @@ impl Attached {
     /// # Errors
     /// When the ring buffer cannot be polled.
     pub async fn wait_and_drain(&mut self, take: &mut dyn FnMut(&[u8], &dyn StackTable)) -> io::Result<()> {
-        let Self { ring, stacks, learner, distances, shortcuts, .. } = self;
+        let Self { ring, stacks, teacher, .. } = self;
         let mut guard = ring.readable_mut().await?;
         let ring = guard.get_inner_mut();
         let mut taken = 0;
         while taken < BATCH
             && let Some(item) = ring.next()
         {
-            if !learn(learner, distances, shortcuts, &item) {
+            if !teacher.take(&item) {
                 take(&item, stacks);
             }
             taken += 1;
@@ -408,10 +396,10 @@ impl Attached {
 
     /// Hands over what is in the ring buffer now, without waiting.
     pub fn drain(&mut self, take: &mut dyn FnMut(&[u8], &dyn StackTable)) {
-        let Self { ring, stacks, learner, distances, shortcuts, .. } = self;
+        let Self { ring, stacks, teacher, .. } = self;
         let ring = ring.get_mut();
         while let Some(item) = ring.next() {
-            if !learn(learner, distances, shortcuts, &item) {
+            if !teacher.take(&item) {
                 take(&item, stacks);
             }
         }
@@ -459,34 +447,6 @@ impl Attached {
     }
 }
 
-/// Whether this is a sample for the learner, and no event.
-fn learn(
-    learner: &mut Learner,
-    distances: &mut Array<MapData, u64>,
-    shortcuts: &mut Array<MapData, [u64; unwind::SHORTCUT_WORDS]>,
-    item: &[u8],
-) -> bool {
-    if item.get(..4) != Some(kind::UNWIND_SAMPLE.to_le_bytes().as_slice()) {
-        return false;
-    }
-    let Lesson { distance, shortcut } = learner.take(item);
-    if distance.is_none() && shortcut.is_none() {
-        return true;
-    }
-    log::debug!("learnt for unwinding: distance {distance:?}, chain {shortcut:?}");
-    let told = undisturbed(|| {
-        if let Some((program, distance)) = distance {
-            distances.set(program, distance + 1, 0)?;
-        }
-        shortcut.map_or(Ok(()), |(place, shortcut)| shortcuts.set(place, shortcut.words(), 0))
-    });
-    if let Err(why) = told {
-        // Without it the kernel side goes on unwinding.
-        log::info!("cannot tell the BPF object how to unwind: {why}");
-    }
-    true
-}
-
 fn unload(program: &mut Program) -> Result<(), ProgramError> {
     match program {
         Program::KProbe(program) => program.unload(),
@@ -512,3 +472,4 @@ mod iterate;
 mod object;
 mod only;
 mod state;
+mod teach;

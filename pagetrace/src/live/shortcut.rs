@@ -75,15 +75,15 @@ pub(crate) struct Learner {
     between: Vec<Range<u64>>,
     text: Range<u64>,
     /// Where each return address of a chain may lie, as far as the samples of that chain agree.
-    candidates: HashMap<Vec<u64>, Option<Candidate>>,
+    candidates: HashMap<Vec<u64>, Candidate>,
     taken: HashMap<u32, Shortcut>,
     /// Where the first return address of any chain may lie, by kind of program.
-    starts: [Option<Candidate>; kind::LEN as usize],
+    starts: [Candidate; kind::LEN as usize],
     distances: [Option<u64>; kind::LEN as usize],
 }
 
 /// A chain that may be learnt, or the start of all.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Candidate {
     samples: u32,
     /// Words that held each return address in every sample, as bits.
@@ -102,13 +102,14 @@ pub(crate) struct Lesson {
 
 impl Candidate {
     /// Another sample, which has each return address in these words.
-    fn agree(known: &mut Option<Self>, seen: Vec<u128>) -> &Self {
-        let candidate = known.get_or_insert_with(|| Self { samples: 0, places: seen.clone() });
-        candidate.samples += 1;
-        for (places, seen) in candidate.places.iter_mut().zip(seen) {
-            *places &= seen;
+    fn agree(&mut self, seen: Vec<u128>) -> &Self {
+        if self.samples == 0 {
+            self.places = seen;
+        } else {
+            self.places.iter_mut().zip(seen).for_each(|(places, seen)| *places &= seen);
         }
-        candidate
+        self.samples += 1;
+        self
     }
 
     /// The word that holds each, when no doubt is left.
@@ -197,8 +198,7 @@ impl Learner {
             // The stack pointer is known, and points there.
             return None;
         }
-        let start = Candidate::agree(self.starts.get_mut(program as usize)?, vec![first]);
-        let word = *start.places()?.first()?;
+        let word = *self.starts.get_mut(program as usize)?.agree(vec![first]).places()?.first()?;
         self.distances.get_mut(program as usize)?.get_or_insert(u64::from(word) * 8);
         Some(())
     }
@@ -219,8 +219,7 @@ impl Learner {
             return None;
         }
         self.start(sample.program, *seen.first()?);
-        let candidate = self.candidates.entry(chain.clone()).or_default();
-        let mut at = Candidate::agree(candidate, seen).places()?;
+        let mut at = self.candidates.entry(chain.clone()).or_default().agree(seen).places()?;
         let mut chain = chain;
         if is_in(*chain.last()?, &self.faults) {
             // The fault of a system call's copy has the same chain so far, and more above it.

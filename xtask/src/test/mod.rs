@@ -1,7 +1,7 @@
 //! `cargo xtask test`: every suite, a line for each, and the sum.
 
 mod command;
-mod kernels;
+mod jobs;
 mod local;
 mod parse;
 mod report;
@@ -11,7 +11,7 @@ use std::{process::ExitCode, sync::mpsc::channel, thread};
 
 use anyhow::{Result, anyhow};
 
-pub(crate) use self::kernels::{assets, carry};
+pub(crate) use self::jobs::{assets, carry};
 use self::report::{Report, Suite};
 use crate::{
     build, setup,
@@ -61,7 +61,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let (sender, suites) = channel();
     thread::scope(|scope| {
         let (everything, binaries) = (!options.skip_vm && options.kernel.is_empty(), binaries.as_ref());
-        scope.spawn(move || kernels::all(fetched, everything, binaries, &sender));
+        scope.spawn(move || jobs::all(fetched, everything, binaries, &sender));
         for suite in suites {
             report.add(suite);
         }
