@@ -9,7 +9,11 @@ use std::{cell::RefCell, collections::HashMap, fs, path::PathBuf};
 use pagetrace_ebpf::wire::module::{MODULES, Range, Unloaded};
 use serde::{Deserialize, Serialize};
 
-use crate::{clock::monotonic_ns, kernel::kallsyms::Kallsyms, record::user::Symbol};
+use crate::{
+    clock::monotonic_ns,
+    kernel::kallsyms::{Kallsyms, Resolved},
+    record::user::Symbol,
+};
 
 /// One frame of a kernel stack.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -146,15 +150,7 @@ impl Symbolizer {
         // Once for every module that goes.
         let is_gone = stacks.iter().copied().flatten().any(|address| self.is_gone(*address));
         let stale = is_gone
-            || self.symbols.as_ref().is_none_or(|symbols| {
-                stacks.iter().copied().flatten().any(|address| {
-                    // BPF programs come and go: the one that was there may have left its place to another.
-                    *address >= MODULES
-                        && symbols.resolve(*address).is_none_or(|found| matches!(found.module, None | Some("bpf")))
-                        && !self.in_image(*address)
-                        && symbols.name_at(*address).is_none()
-                })
-            });
+            || self.symbols.as_ref().is_none_or(|symbols| stacks.iter().any(|stack| self.is_stale(symbols, stack)));
         // A storm of findings from code that is gone must not become a storm of table readings.
         let now = monotonic_ns();
         let due = self.symbols.is_none() || is_gone || self.hurry || now.saturating_sub(self.read_until) >= READ_EVERY;
@@ -167,6 +163,27 @@ impl Symbolizer {
             (self.read_at, self.read_until, self.hurry) = (now, monotonic_ns(), false);
         }
         !stale || due
+    }
+
+    /// Whether the table may be older than what a stack shows.
+    fn is_stale(&self, symbols: &Kallsyms, stack: &[u64]) -> bool {
+        let mut on_top = true;
+        stack.iter().filter(|address| **address >= MODULES && !self.in_image(**address)).any(|address| {
+            match symbols.resolve(*address) {
+                // Ours, for as long as we trace: each stack of a program begins with them.
+                Some(found) if on_top && is_own_program(found.name) => false,
+                Some(found) if found.name.starts_with("bpf_trampoline_") => false,
+                // Other BPF programs come and go: the one that was there may have left its place to another.
+                Some(Resolved { module: None | Some("bpf"), .. }) | None => {
+                    on_top = false;
+                    symbols.name_at(*address).is_none()
+                }
+                Some(_) => {
+                    on_top = false;
+                    false
+                }
+            }
+        })
     }
 
     /// The table may be read again now, though it was read a moment ago: nothing can be asked for later.
@@ -309,6 +326,28 @@ mod tests {
         assert!(names.cover_since(later, &[&[0xffff_ffff_c100_0000]]));
         assert!(names.cover_since(later, &[&[0xffff_ffff_c100_0000]]), "it has been read for that");
         assert!(!names.cover_since(monotonic_ns(), &[&[0xffff_ffff_c100_0000]]));
+    }
+
+    #[test]
+    fn programs_of_ours_do_not_have_the_table_read_again() {
+        let table = |top: &str| {
+            format!(
+                "ffffffff81000000 T _text\nffffffff81000100 T down_read\nffffffff81000400 T _etext\n\
+                 ffffffffc0000000 t {top}\t[bpf]\nffffffffc0010000 t bpf_trampoline_1\t[bpf]\n\
+                 ffffffffc0020000 t bpf_prog_2_theirs\t[bpf]\n"
+            )
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("kallsyms");
+        fs::write(&path, table("bpf_prog_9_new")).unwrap();
+        let mut names = Symbolizer::new(path).with(Some(Kallsyms::parse(table("bpf_prog_1_fe_lock"))));
+        let (ours, theirs) = (0xffff_ffff_c000_0010, 0xffff_ffff_c002_0010);
+        let (trampoline, function) = (0xffff_ffff_c001_0010, 0xffff_ffff_8100_0110);
+        assert!(names.cover(&[&[ours, trampoline, function, trampoline], &[ours]]));
+        assert_eq!(names.name(ours), Some("bpf_prog_1_fe_lock"), "it was not read again");
+        assert!(names.cover(&[&[ours, function, theirs]]));
+        assert_eq!(names.name(ours), Some("bpf_prog_9_new"), "it was, for another's program");
+        assert!(!names.cover(&[&[ours, function]]), "no program of ours any more");
     }
 
     #[test]
