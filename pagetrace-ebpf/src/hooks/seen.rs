@@ -60,7 +60,7 @@ extern "C" fn seen_word(index: u32) -> u64 {
         return 0;
     }
     let held = *slot(task, index);
-    let mut flags = held.flags;
+    let mut flags = held.flags & !held::DATED_EARLY;
     if held.mm == task.access.mm {
         flags |= OWN;
     }

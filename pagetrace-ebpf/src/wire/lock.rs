@@ -30,6 +30,8 @@ pub mod held {
     pub const BEFORE: u32 = 1 << 8;
     /// The wait for it can be ended by any signal, not only by a fatal one.
     pub const ANY_SIGNAL: u32 = 1 << 9;
+    /// The time is an earlier acquisition's of the same lock by the same task, in the same timer tick.
+    pub const DATED_EARLY: u32 = 1 << 10;
 }
 
 wire! {

@@ -90,8 +90,8 @@ wire! {
         pub depth: u32,
         /// Locks held that found no slot.
         pub overflow: u32,
-        /// Kernel-mode faults taken while it held nothing that is known.
-        pub kernel_faults: u32,
+        /// In the lower bits how many locks it took in a timer tick while it held none, in the others which tick.
+        pub pace: u32,
         /// The kernel side's own.
         pub flags: u32,
         /// Where on the stack the attempt was entered whose return is waited for; 0 when none is.
@@ -108,8 +108,8 @@ wire! {
         pub overflow_unsure: u32,
         /// Id of the stack that acquired the last that found no slot, or a negative errno.
         pub overflow_stack: i32,
-        /// Explicit padding.
-        pub pad: u32,
+        /// Kernel-mode faults taken while it held nothing that is known.
+        pub kernel_faults: u32,
         /// A number of the event at hand.
         pub number: u32,
         /// Page faults that are being handled: one handler can cause another.

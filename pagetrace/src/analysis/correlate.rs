@@ -444,6 +444,7 @@ fn held_lock(lock: &Held, record: &Violation, stacks: &dyn Stacks) -> HeldLock {
         downgraded: lock.flags & held::DOWNGRADED != 0,
         taken_unseen: lock.flags & held::BEFORE != 0,
         held_ns: record.header.ts.saturating_sub(lock.since),
+        at_most: lock.flags & held::DATED_EARLY != 0,
         writer_queued: (!write).then_some(lock.count & RWSEM_WAITERS != 0),
         stack: stacks.stack(lock.stack_id).unwrap_or_default(),
     }

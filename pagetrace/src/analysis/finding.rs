@@ -134,6 +134,8 @@ pub struct HeldLock {
     pub taken_unseen: bool,
     /// Nanoseconds held when the access faulted, as far as is known.
     pub held_ns: u64,
+    /// Held for at most that: the acquisition is only known to the timer tick.
+    pub at_most: bool,
     /// Whether a writer waited for it at that moment; `None` when it is write-held.
     pub writer_queued: Option<bool>,
     /// Where it was taken, innermost first; empty when the stack could not be kept.

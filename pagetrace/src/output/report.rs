@@ -317,6 +317,9 @@ pub struct Lock {
     pub taken_unseen: bool,
     /// Nanoseconds held, as far as is known.
     pub held_ns: u64,
+    /// Held for at most that: the acquisition is only known to the timer tick.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub held_ns_at_most: bool,
     /// Whether a writer was queued.
     pub writer_queued: Option<bool>,
     /// Where it was taken.
@@ -384,6 +387,7 @@ fn lock(held: &HeldLock, names: &Symbolizer) -> Lock {
         downgraded: held.downgraded,
         taken_unseen: held.taken_unseen,
         held_ns: held.held_ns,
+        held_ns_at_most: held.at_most,
         writer_queued: held.writer_queued,
         stack: names.frames(&held.stack),
     }

@@ -330,9 +330,10 @@ fn write_lock(out: &mut String, lock: &Lock) -> fmt::Result {
         return Ok(());
     }
     let held = lock.held_ns as f64 / 1000.0;
+    let most = if lock.held_ns_at_most { "at most " } else { "" };
     writeln!(
         out,
-        "  lock     mmap_lock of {relation}, {} of {}, held for {mode} since {held:.1} us{notes}",
+        "  lock     mmap_lock of {relation}, {} of {}, held for {mode} for {most}{held:.1} us{notes}",
         lock.mm,
         owner_text(lock.owner.as_ref())
     )?;

@@ -52,6 +52,7 @@ pub fn run(tool: &Tool, host: bool, fixtures: Fixtures, casts: bool, tally: &mut
     tally.case("loss/few-tasks", || few_tasks(tool));
     if fixtures.bpf {
         tally.case("loss/storm", || storm(tool, if host { 100_000 } else { 5_000 }));
+        tally.case("finding/dated", || dated(tool));
     }
     if host {
         // Other tracers come and go on an ordinary machine.
@@ -240,6 +241,31 @@ fn few_tasks(tool: &Tool) -> Result<()> {
     code(&ended, 4)?;
     let report = report::parse(&ended.stdout)?;
     ensure!(report::loss(&report, "task_map_full") > 0, "no task was without room: {}", report["loss"]);
+    Ok(())
+}
+
+/// A hold is dated by itself, except in a timer tick in which the lock was taken very often: then it is said to have been held for
+/// that long at most, and a tick is no more than that off.
+fn dated(tool: &Tool) -> Result<()> {
+    /// Nanoseconds of the longest timer tick there is, and what an access may take on a slow machine.
+    const MOST: u64 = 10_000_000 + 20_000_000;
+    for words in [["uprobe-dated", "rested"].as_slice(), &["uprobe-dated"]] {
+        let mut tries = 0;
+        let ended = loop {
+            let ended = tool.run(tool.check(&["--attach", "raw-tracepoint"], words))?;
+            tries += 1;
+            if tries == 5 || !ended.log.contains("a timer tick came in between") {
+                break ended;
+            }
+        };
+        ensure!(ended.log.contains("uprobe-dated: ok"), "not exercised: {}", tail(&ended.log));
+        let report = report::parse(&ended.stdout)?;
+        let lock = &report["findings"][0]["locks"][0];
+        let most = if words.len() == 1 { Value::Bool(true) } else { Value::Null };
+        ensure!(lock["held_ns_at_most"] == most, "{}: the lock: {lock}; {}", words.join(" "), report["loss"]);
+        let held = lock["held_ns"].as_u64();
+        ensure!(held.is_some_and(|held| held > 0 && held < MOST), "{}: held for {held:?}", words.join(" "));
+    }
     Ok(())
 }
 

@@ -231,7 +231,15 @@ fn what_is_known_of_a_lock_is_told() {
     let lock = &correlator.findings()[0].locks[0];
     assert_eq!((lock.held_ns, lock.writer_queued, lock.trylock, lock.downgraded), (50, Some(true), true, true));
     assert_eq!(lock.stack, [0x1003]);
+    assert!(!lock.at_most);
     assert_eq!(correlator.findings()[0].access.write, None);
+}
+
+#[test]
+fn a_hold_known_to_the_tick_was_held_for_that_long_at_most() {
+    let (correlator, _) = take(violation(&[lock(OWN, held::READ | held::DATED_EARLY)]));
+    let lock = &correlator.findings()[0].locks[0];
+    assert_eq!((lock.held_ns, lock.at_most), (50, true));
 }
 
 /// An access seen at the entry of `ENTRY`, called from 0x900.
