@@ -28,9 +28,12 @@ pub struct Frame {
     pub module: Option<String>,
 }
 
+/// How the names begin of what the kernel calls fentry and fexit programs through.
+const TRAMPOLINE: &str = "bpf_trampoline_";
+
 /// Functions of tracing itself that stand above the traced function on a stack.
 const TRACING: [&str; 11] = [
-    "bpf_trampoline_",
+    TRAMPOLINE,
     "bpf_prog_",
     "bpf_trace_run",
     "__bpf_trace_",
@@ -167,23 +170,17 @@ impl Symbolizer {
 
     /// Whether the table may be older than what a stack shows.
     fn is_stale(&self, symbols: &Kallsyms, stack: &[u64]) -> bool {
-        let mut on_top = true;
-        stack.iter().filter(|address| **address >= MODULES && !self.in_image(**address)).any(|address| {
-            match symbols.resolve(*address) {
-                // Ours, for as long as we trace: each stack of a program begins with them.
-                Some(found) if on_top && is_own_program(found.name) => false,
-                Some(found) if found.name.starts_with("bpf_trampoline_") => false,
-                // Other BPF programs come and go: the one that was there may have left its place to another.
-                Some(Resolved { module: None | Some("bpf"), .. }) | None => {
-                    on_top = false;
-                    symbols.name_at(*address).is_none()
-                }
-                Some(_) => {
-                    on_top = false;
-                    false
-                }
-            }
-        })
+        let is_trampoline = |found: &Resolved<'_>| found.name.starts_with(TRAMPOLINE);
+        let outside = stack.iter().filter(|address| **address >= MODULES && !self.in_image(**address));
+        outside
+            .map(|address| (*address, symbols.resolve(*address)))
+            // Ours, for as long as we trace: each stack of a program begins with them.
+            .skip_while(|(_, found)| found.is_some_and(|found| is_own_program(found.name) || is_trampoline(&found)))
+            // Other BPF programs come and go: the one that was there may have left its place to another.
+            .filter(|(_, found)| {
+                found.is_none_or(|found| matches!(found.module, None | Some("bpf")) && !is_trampoline(&found))
+            })
+            .any(|(address, _)| symbols.name_at(address).is_none())
     }
 
     /// The table may be read again now, though it was read a moment ago: nothing can be asked for later.
