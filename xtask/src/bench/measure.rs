@@ -27,7 +27,7 @@ pub(super) struct Storm {
 
 /// The storms.
 pub(super) const STORMS: [Storm; 2] = [
-    Storm { name: "mmap-storm", operation: "mmap, madvise, one page fault, munmap", operations: 1.0 },
+    Storm { name: "mmap-storm", operation: "mmap, one page fault, munmap", operations: 1.0 },
     Storm {
         name: "fault-storm",
         operation: "a page fault (and a 64th of the madvise that gives pages back)",
