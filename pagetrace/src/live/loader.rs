@@ -247,7 +247,15 @@ fn order_maps(settings: &Settings, sizes: Sizes) -> Vec<(&'static str, u32)> {
 fn load_all(bpf: &mut Ebpf, probes: &[&Probe], btf: &Btf, loaded: &mut Vec<String>) -> Result<(), AttachError> {
     for probe in probes {
         if !loaded.contains(&probe.program) {
+            let begun = Instant::now();
             load(bpf, probe, btf).map_err(|why| refused(probe, &why))?;
+            let checked = program(bpf, &probe.program).and_then(|program| program.info());
+            log::debug!(
+                "{} loaded in {:?}, instructions verified: {:?}",
+                probe.program,
+                begun.elapsed(),
+                checked.ok().and_then(|info| info.verified_instruction_count())
+            );
             loaded.push(probe.program.clone());
         }
     }
