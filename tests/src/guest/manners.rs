@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use super::{
-    Fixtures, Tally, report,
+    Asked, Fixtures, Tally, report,
     tool::{self, Ended, LIMIT, Tool, tail},
 };
 use crate::fixture::cases;
@@ -22,7 +22,31 @@ pub const USER: u32 = 1000;
 /// Runs these cases.
 ///
 /// `casts`: the kernel gives programs types to read through (`bpf_rdonly_cast`).
-pub fn run(tool: &Tool, host: bool, fixtures: Fixtures, casts: bool, tally: &mut Tally) {
+pub fn run(tool: &Tool, asked: &Asked<'_>, fixtures: Fixtures, casts: bool, tally: &mut Tally) {
+    if asked.manners() {
+        towards_people(tool, asked.host, fixtures, tally);
+    }
+    if !asked.kernel() {
+        return;
+    }
+    tally.case("command/shortcuts", || shortcuts(tool, casts));
+    if fixtures.module {
+        tally.case("trace/nested-faults", || nested_faults(tool));
+    }
+    if fixtures.bpf {
+        tally.case("loss/storm", || storm(tool, if asked.host { 100_000 } else { 5_000 }));
+        tally.case("finding/dated", || dated(tool, asked.host));
+    }
+    if asked.host {
+        // Other tracers come and go on an ordinary machine.
+        tally.skip("kernel/sigkill", "only a test VM is quiet enough to say whose BPF programs are whose");
+    } else {
+        tally.case("kernel/sigkill", || sigkill(tool));
+    }
+}
+
+/// What no kernel has a say in.
+fn towards_people(tool: &Tool, host: bool, fixtures: Fixtures, tally: &mut Tally) {
     tally.case("command/not-found", || not_found(tool));
     tally.case("command/exit-code", || exit_code(tool));
     tally.case("command/signal", || signal(tool));
@@ -35,31 +59,17 @@ pub fn run(tool: &Tool, host: bool, fixtures: Fixtures, casts: bool, tally: &mut
         code(&ended, 0)?;
         report::is_clean(&report::parse(&ended.stdout)?)
     });
-    tally.case("command/shortcuts", || shortcuts(tool, casts));
     tally.case("command/pagemap-read", || {
         let ended = tool.run(tool.check(&[], &["pagemap-read"]))?;
         ensure!(ended.log.contains("pagemap-read: ok"), "not exercised: {}", tail(&ended.log));
         code(&ended, 0)?;
         report::is_clean(&report::parse(&ended.stdout)?)
     });
-    if fixtures.module {
-        tally.case("trace/nested-faults", || nested_faults(tool));
-    }
     tally.case("caller/no-such-pid", || no_such_pid(tool));
     tally.case("caller/not-root", || not_root(tool));
     tally.case("caller/sigint", || sigint(tool));
     tally.case("loss/tiny-ring", || tiny_ring(tool, fixtures));
     tally.case("loss/few-tasks", || few_tasks(tool));
-    if fixtures.bpf {
-        tally.case("loss/storm", || storm(tool, if host { 100_000 } else { 5_000 }));
-        tally.case("finding/dated", || dated(tool, host));
-    }
-    if host {
-        // Other tracers come and go on an ordinary machine.
-        tally.skip("kernel/sigkill", "only a test VM is quiet enough to say whose BPF programs are whose");
-    } else {
-        tally.case("kernel/sigkill", || sigkill(tool));
-    }
 }
 
 /// Chains that were learnt instead of unwound name the very stacks that unwinding names, many thousand times.

@@ -37,29 +37,83 @@ use crate::fixture::{
     module,
 };
 
+/// The attach type whose programs are those of another, line by line (the kernel side's shims/tracepoint.rs): what does not
+/// depend on how a kernel calls them is asked of the other alone.
+const TWIN: &str = "raw-tracepoint";
+
 /// The suite; takes `--host` for a machine that is not a test VM.
 #[must_use]
 pub fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
-    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let (host, only) = match words.as_slice() {
-        [] => (false, None),
-        ["--host"] => (true, None),
-        ["--only", part] => (false, Some(*part)),
-        ["--host", "--only", part] => (true, Some(*part)),
-        _ => {
-            eprintln!(
-                "usage: pagetrace-guest-suite [--host] [--only kprobe|fentry|tracepoint|raw-tracepoint|before|random|strict|order|manners|targets|pages|provoke|verify|hang]"
-            );
-            return ExitCode::from(2);
-        }
+    let Some(asked) = Asked::parse(&arguments) else {
+        eprintln!(
+            "usage: pagetrace-guest-suite [--host] [--share kernel|manners] [--only kprobe|fentry|tracepoint|raw-tracepoint|before|random|strict|order|manners|targets|pages|provoke|verify|hang]"
+        );
+        return ExitCode::from(2);
     };
     let mut tally = Tally::default();
-    if let Err(error) = run(host, only, &mut tally) {
+    if let Err(error) = run(&asked, &mut tally) {
         tally.case("suite", || Err(error));
     }
     println!("{} passed, {} failed", tally.passed, tally.failed);
     if tally.failed == 0 && tally.passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// What shall be run, and where.
+#[derive(Debug, Default)]
+pub struct Asked<'a> {
+    /// A machine that is not a test VM.
+    pub host: bool,
+    /// One part of the suite.
+    only: Option<&'a str>,
+    share: Option<Share>,
+}
+
+/// The suite in two: what a kernel decides has to be asked of each, what pagetrace itself decides need not be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Share {
+    /// Hooks, locks, faults, hanging tasks.
+    Kernel,
+    /// Exit codes, users, signals, targets, provoking, what `--verify` looks into.
+    Manners,
+}
+
+impl<'a> Asked<'a> {
+    fn parse(arguments: &'a [String]) -> Option<Self> {
+        let mut asked = Self::default();
+        let mut words = arguments.iter().map(String::as_str);
+        while let Some(word) = words.next() {
+            match word {
+                "--host" => asked.host = true,
+                "--only" => asked.only = Some(words.next()?),
+                "--share" => {
+                    asked.share = Some(match words.next()? {
+                        "kernel" => Share::Kernel,
+                        "manners" => Share::Manners,
+                        _ => return None,
+                    });
+                }
+                _ => return None,
+            }
+        }
+        Some(asked)
+    }
+
+    fn part(&self, name: &str) -> bool {
+        self.only.is_none_or(|only| only == name)
+    }
+
+    /// What a kernel decides is wanted.
+    #[must_use]
+    pub fn kernel(&self) -> bool {
+        self.share != Some(Share::Manners)
+    }
+
+    /// What pagetrace decides is wanted.
+    #[must_use]
+    pub fn manners(&self) -> bool {
+        self.share != Some(Share::Kernel)
+    }
 }
 
 /// Counts cases and prints a line about each.
@@ -133,7 +187,8 @@ impl Fixtures {
     }
 }
 
-fn run(host: bool, only: Option<&str>, tally: &mut Tally) -> Result<()> {
+fn run(asked: &Asked<'_>, tally: &mut Tally) -> Result<()> {
+    let host = asked.host;
     let tool = Tool::find()?;
     if !host
         && !Device::exists()
@@ -158,18 +213,22 @@ fn run(host: bool, only: Option<&str>, tally: &mut Tally) -> Result<()> {
     // close it, which only trying shows.
     let fentry = if host { tool.may_attach("fentry") } else { knows("lock_mm_and_find_vma") };
     let ways = [("kprobe", kprobes), ("fentry", fentry), ("tracepoint", tracepoints), ("raw-tracepoint", tracepoints)];
-    let wanted = |part: &str| only.is_none_or(|only| only == part);
+    let wanted = |part: &str| asked.kernel() && asked.part(part);
+    let manners = |part: &str| asked.manners() && asked.part(part);
     for (attach, has) in ways.into_iter().filter(|(attach, _)| wanted(attach)) {
         if has {
             let live = violating(&tool, attach, fixtures, tally);
             tally.case(&format!("{attach}/clean"), || clean(&tool, attach, fixtures));
-            record::run(&tool, attach, fixtures, live.as_ref(), tally);
+            if attach != TWIN {
+                record::run(&tool, attach, fixtures, live.as_ref(), tally);
+            }
         } else {
             tally.skip(attach, "this kernel does not show the lock that way, or too slowly to test");
         }
     }
     if fixtures.module && wanted("before") {
-        let has = ways.iter().filter(|(_, has)| *has).map(|(attach, _)| *attach).collect::<Vec<_>>();
+        let has: Vec<&str> =
+            ways.iter().filter(|(attach, has)| *has && *attach != TWIN).map(|(attach, _)| *attach).collect();
         before::run(&tool, &has, tally);
     }
     if fixtures.module && wanted("random") {
@@ -182,41 +241,32 @@ fn run(host: bool, only: Option<&str>, tally: &mut Tally) -> Result<()> {
     if wanted("order") {
         let ways: Vec<&str> =
             [("kprobe", kprobes), ("fentry", fentry)].into_iter().filter(|it| it.1).map(|it| it.0).collect();
-        order::run(&tool, fixtures.module, if host { &[] } else { &ways }, only.is_some(), tally);
+        order::run(&tool, fixtures.module, if host { &[] } else { &ways }, asked.only.is_some(), tally);
     }
-    if wanted("manners") {
-        manners::run(&tool, host, fixtures, knows("bpf_rdonly_cast"), tally);
+    if asked.part("manners") {
+        manners::run(&tool, asked, fixtures, knows("bpf_rdonly_cast"), tally);
     }
-    if host && wanted("provoke") {
+    if host && manners("provoke") {
         tally.skip("provoke", "anonymous pages leave only for swap, and this machine's is not the suite's to set up");
-    } else if wanted("provoke") {
+    } else if manners("provoke") {
         provoke::run(&tool, fixtures, tally);
     }
-    if fixtures.bpf && wanted("targets") {
-        targets::run(&tool, host, tally);
-    } else if wanted("targets") {
+    if fixtures.bpf && asked.part("targets") {
+        targets::run(&tool, asked, tally);
+    } else if asked.part("targets") {
         tally.skip("target", "what violates the rule there is a BPF fixture");
     }
     if wanted("pages") {
         pages::run(&tool, host, tally);
     }
-    if wanted("verify") {
+    if manners("verify") {
         verify::run(&tool, tally);
     }
     // Last: on 5.10 nothing ends the task, and it stays until the machine goes down.
     if fixtures.bpf && !host && wanted("hang") {
         tally.case("hang/uprobe", || order::by_uprobe(&tool));
     }
-    if fixtures.module && wanted("hang") {
-        for (attach, _) in [("kprobe", kprobes), ("fentry", fentry)].into_iter().filter(|(_, has)| *has) {
-            tally.case(&format!("{attach}/hang/order"), || {
-                order::standing(&tool, &["--attach", attach], &["kmod", crowd::STANDING_CASE])
-            });
-        }
-        // Whatever the attach type: what is looked at is what it found.
-        if kprobes {
-            tally.case("hang/order-crowd", || order::standing(&tool, &[], &["crowded-standing"]));
-        }
+    if fixtures.module && manners("hang") {
         for expected in expect::HANGING {
             // What pushes pages out is at it by then and may get stuck with the task; the check must not.
             tally.case(&format!("provoke/hang/{}", expected.case), || {
@@ -229,6 +279,19 @@ fn run(host: bool, only: Option<&str>, tally: &mut Tally) -> Result<()> {
                 );
                 Ok(())
             });
+        }
+    }
+    if fixtures.module && wanted("hang") {
+        for (attach, _) in [("kprobe", kprobes), ("fentry", fentry)].into_iter().filter(|(_, has)| *has) {
+            tally.case(&format!("{attach}/hang/order"), || {
+                order::standing(&tool, &["--attach", attach], &["kmod", crowd::STANDING_CASE])
+            });
+        }
+        // Whatever the attach type: what is looked at is what it found.
+        if kprobes {
+            tally.case("hang/order-crowd", || order::standing(&tool, &[], &["crowded-standing"]));
+        }
+        for expected in expect::HANGING {
             for (attach, _) in ways.into_iter().filter(|(_, has)| *has) {
                 let name = format!("{attach}/hang/{}", expected.case);
                 tally.case(&name, || hang(&tool, &["--attach", attach], "0", expected).map(drop));

@@ -14,14 +14,53 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 
 use super::{
-    Tally, report,
+    Asked, Tally, report,
     tool::{self, LIMIT, Tool, tail},
 };
 use crate::fixture::cases;
 
-/// Runs these cases. `host`: nothing is mounted there.
-pub fn run(tool: &Tool, host: bool, tally: &mut Tally) {
-    tally.case("target/pid-acts", || seen(tool, &["uprobe-fault"], |actor, _| vec!["-p".into(), actor.to_string()]));
+/// Runs these cases. On the machine's own kernel nothing is mounted.
+///
+/// Programs that look for a task and those that look for a control group are not the same to a verifier, so each kernel has to
+/// take both.
+pub fn run(tool: &Tool, asked: &Asked<'_>, tally: &mut Tally) {
+    if asked.kernel() {
+        tally
+            .case("target/pid-acts", || seen(tool, &["uprobe-fault"], |actor, _| vec!["-p".into(), actor.to_string()]));
+    }
+    if asked.manners() {
+        others(tool, tally);
+    }
+    // Whoever is among none of these is not looked at.
+    let elsewhere = |other: u32| ["-p".to_owned(), other.to_string(), "-c".into(), "ptf-nobody".into()];
+    match Group::make(asked.host) {
+        Ok(Some(group)) => {
+            let option = || vec!["--cgroup".to_owned(), group.0.display().to_string()];
+            if asked.kernel() {
+                tally.case("target/cgroup-acts", || {
+                    seen(tool, &["uprobe-fault"], |actor, _| {
+                        // A group that cannot be joined shows as a finding that is missing.
+                        let _ = group.join(actor);
+                        option()
+                    })
+                });
+            }
+            if asked.manners() {
+                tally.case("target/elsewhere", || {
+                    silent(tool, &["uprobe-fault"], |_, other| [&elsewhere(other)[..], &option()].concat())
+                });
+            }
+        }
+        Ok(None) => {
+            tally.skip("target/cgroup", "no cgroup2 hierarchy that this machine lets us use");
+            tally.case("target/elsewhere", || silent(tool, &["uprobe-fault"], |_, other| elsewhere(other).to_vec()));
+        }
+        Err(error) => tally.case("target/cgroup", || Err(error)),
+    }
+}
+
+/// What else a target can be.
+fn others(tool: &Tool, tally: &mut Tally) {
     // A child whose other thread has executed the program: it is the first thread now.
     tally.case("target/child-by-thread-acts", || {
         seen(tool, &["in-child", "by-thread", "uprobe-fault"], |actor, _| vec!["-p".into(), actor.to_string()])
@@ -33,28 +72,6 @@ pub fn run(tool: &Tool, host: bool, tally: &mut Tally) {
     tally.case("target/pid-is-locked", || {
         seen(tool, &["iter-fault-of"], |_, other| vec!["-p".into(), other.to_string()])
     });
-    // Whoever is among none of these is not looked at.
-    let elsewhere = |other: u32| ["-p".to_owned(), other.to_string(), "-c".into(), "ptf-nobody".into()];
-    match Group::make(host) {
-        Ok(Some(group)) => {
-            let option = || vec!["--cgroup".to_owned(), group.0.display().to_string()];
-            tally.case("target/cgroup-acts", || {
-                seen(tool, &["uprobe-fault"], |actor, _| {
-                    // A group that cannot be joined shows as a finding that is missing.
-                    let _ = group.join(actor);
-                    option()
-                })
-            });
-            tally.case("target/elsewhere", || {
-                silent(tool, &["uprobe-fault"], |_, other| [&elsewhere(other)[..], &option()].concat())
-            });
-        }
-        Ok(None) => {
-            tally.skip("target/cgroup", "no cgroup2 hierarchy that this machine lets us use");
-            tally.case("target/elsewhere", || silent(tool, &["uprobe-fault"], |_, other| elsewhere(other).to_vec()));
-        }
-        Err(error) => tally.case("target/cgroup", || Err(error)),
-    }
 }
 
 /// A process that is ended with this value.

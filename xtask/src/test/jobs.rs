@@ -3,6 +3,7 @@
 
 use std::{
     collections::VecDeque,
+    ffi::OsString,
     path::{Path, PathBuf},
     sync::{Mutex, mpsc::Sender},
     thread,
@@ -28,13 +29,46 @@ const TIMEOUT: Duration = Duration::from_secs(2400);
 /// and not as a guest that says nothing.
 const SILENCE: Duration = Duration::from_secs(480);
 
-/// The series whose suites take longest, in this order: begun first, so that none of them is what all wait for in the end.
-const LONGEST: &[&str] = &["7.3", "6.1", "6.12"];
+/// What takes longest, in this order: begun first, so that none of it is what all wait for in the end.
+const LONGEST: &[(&str, Share)] = &[
+    ("7.3", Share::Kernel),
+    ("6.12", Share::Kernel),
+    ("6.1", Share::Kernel),
+    ("5.10", Share::Kernel),
+    ("7.3", Share::Manners),
+    ("5.10", Share::Manners),
+];
+
+/// The suite in two, as the guests know it: what a kernel decides is asked of each, how pagetrace behaves towards people of
+/// the oldest and the newest alone, and of this machine's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Share {
+    Kernel,
+    Manners,
+}
+
+impl Share {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Kernel => "kernel",
+            Self::Manners => "manners",
+        }
+    }
+
+    fn of(self, series: &str) -> String {
+        match self {
+            Self::Kernel => format!("vm {series}"),
+            Self::Manners => format!("vm {series}, manners"),
+        }
+    }
+}
 
 /// What runs beside others.
 enum Job {
-    /// The suite, on a kernel that was fetched, or not.
-    Kernel(Fetched),
+    /// A share of the suite, on a kernel.
+    Kernel(Kernel, Share),
+    /// A kernel that could not be fetched.
+    Missing(String, anyhow::Error),
     /// `pagetrace vm` itself, with this image.
     Command(Option<PathBuf>),
     /// `cargo test`: it takes all processors it can get, and so those that the last kernels leave idle.
@@ -43,12 +77,7 @@ enum Job {
 
 /// Runs `cargo test`, the suite on every kernel that was fetched, and that of `pagetrace vm` where there is its series or all are
 /// wanted; a kernel that was not fetched is a failure. Each suite is sent when it has ended.
-pub(super) fn all(
-    mut fetched: Vec<Fetched>,
-    everything: bool,
-    binaries: Option<&StaticBinaries>,
-    suites: &Sender<Suite>,
-) {
+pub(super) fn all(fetched: Vec<Fetched>, everything: bool, binaries: Option<&StaticBinaries>, suites: &Sender<Suite>) {
     let Some(binaries) = binaries else {
         for (wanted, _) in fetched {
             let broken = Suite::broken(format!("vm {wanted}"), "there is nothing to run: the build failed");
@@ -61,8 +90,7 @@ pub(super) fn all(
         Ok(kernel) if wanted == command::SERIES => Some(kernel.image.clone()),
         _ => None,
     });
-    fetched.sort_by_key(|(wanted, _)| LONGEST.iter().position(|series| series == wanted).unwrap_or(LONGEST.len()));
-    let mut jobs: VecDeque<_> = fetched.into_iter().map(Job::Kernel).collect();
+    let mut jobs = in_guests(fetched);
     jobs.push_back(Job::Units);
     if everything || image.is_some() {
         jobs.push_back(Job::Command(image));
@@ -82,27 +110,48 @@ pub(super) fn all(
     });
 }
 
+/// The shares of the suite on these kernels, of which the first is the oldest and the last the newest.
+fn in_guests(fetched: Vec<Fetched>) -> VecDeque<Job> {
+    let last = fetched.len().saturating_sub(1);
+    let (mut jobs, mut missing) = (Vec::new(), VecDeque::new());
+    for (index, (wanted, kernel)) in fetched.into_iter().enumerate() {
+        match kernel {
+            Ok(kernel) => {
+                if index == 0 || index == last {
+                    jobs.push((kernel.clone(), Share::Manners));
+                }
+                jobs.push((kernel, Share::Kernel));
+            }
+            Err(err) => missing.push_back(Job::Missing(wanted, err)),
+        }
+    }
+    let rank = |series: &str, share| LONGEST.iter().position(|long| *long == (series, share)).unwrap_or(LONGEST.len());
+    jobs.sort_by_key(|(kernel, share)| rank(&kernel.series, *share));
+    missing.extend(jobs.into_iter().map(|(kernel, share)| Job::Kernel(kernel, share)));
+    missing
+}
+
 impl Job {
     fn run(self, binaries: &StaticBinaries) -> Suite {
         match self {
             Self::Command(image) => command::suite(image.as_deref(), binaries),
             Self::Units => local::cargo_test(Some(&binaries.pagetrace)),
-            Self::Kernel((wanted, kernel)) => {
-                let name = format!("vm {wanted}");
-                kernel
-                    .and_then(|kernel| one(&name, &kernel, binaries))
-                    .unwrap_or_else(|err| Suite::broken(name, &format!("{err:#}")))
+            Self::Missing(wanted, err) => Suite::broken(Share::Kernel.of(&wanted), &format!("{err:#}")),
+            Self::Kernel(kernel, share) => {
+                let name = share.of(&kernel.series);
+                one(&name, &kernel, share, binaries).unwrap_or_else(|err| Suite::broken(name, &format!("{err:#}")))
             }
         }
     }
 }
 
-fn one(name: &str, kernel: &Kernel, binaries: &StaticBinaries) -> Result<Suite> {
+fn one(name: &str, kernel: &Kernel, share: Share, binaries: &StaticBinaries) -> Result<Suite> {
     let start = Instant::now();
     let module = kmod::build(&kernel.series, &kernel.release)?;
-    let mut spec = guest::base(&kernel.image, &binaries.pagetrace, &format!("test-{}", kernel.series))?;
+    let mut spec =
+        guest::base(&kernel.image, &binaries.pagetrace, &format!("test-{}-{}", kernel.series, share.word()))?;
     assets(&mut spec, binaries, module.as_deref());
-    spec.command = vec!["/bin/pagetrace-guest-suite".into()];
+    spec.command = ["/bin/pagetrace-guest-suite", "--share", share.word()].map(OsString::from).to_vec();
     (spec.cpu, spec.append) = machine(&kernel.series);
     spec.timeout = TIMEOUT;
     spec.silence = Some(SILENCE);
@@ -133,10 +182,11 @@ const PROCESSOR: &str = "max,erms=off";
 /// that waits for its processors asks them instead of sitting it out.
 const APPEND: &str = "norandmaps rcupdate.rcu_expedited=1";
 
-/// The processor's model, and text for the kernel's command line: both save emulated machines time. A series with a small suite
-/// keeps the usual way.
+/// The processor's model, and text for the kernel's command line: both save emulated machines time. One series keeps the usual
+/// processor, and another, whose suite is small, the usual way to wait and to lay programs out.
 fn machine(series: &str) -> (String, String) {
-    let (cpu, append) = if series == "5.10" { (spec::ALL_FEATURES, "") } else { (PROCESSOR, APPEND) };
+    let cpu = if series == "5.10" { spec::ALL_FEATURES } else { PROCESSOR };
+    let append = if series == "6.18" { "" } else { APPEND };
     (cpu.to_owned(), append.to_owned())
 }
 
@@ -154,4 +204,45 @@ pub(crate) fn carry(spec: &mut VmSpec, module: &Path) {
     const MODULE: &str = "/lib/pagetrace/fixture.ko";
     spec.files.push(VmFile::copy(MODULE, module));
     spec.env.push(("PAGETRACE_FIXTURE_KMOD".into(), MODULE.into()));
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::anyhow;
+
+    use super::*;
+
+    fn kernel(series: &str) -> Fetched {
+        let release = format!("{series}.0-cloud-amd64");
+        (series.to_owned(), Ok(Kernel { series: series.to_owned(), release, image: PathBuf::new() }))
+    }
+
+    fn names(fetched: Vec<Fetched>) -> Vec<String> {
+        let name = |job: &Job| match job {
+            Job::Kernel(kernel, share) => share.of(&kernel.series),
+            Job::Missing(wanted, _) => format!("no {wanted}"),
+            Job::Command(_) | Job::Units => "of no kernel".into(),
+        };
+        in_guests(fetched).iter().map(name).collect()
+    }
+
+    #[test]
+    fn every_kernel_is_asked_and_the_outer_ones_for_all() {
+        let fetched = ["5.10", "6.1", "6.18", "7.3"].map(kernel).into();
+        assert_eq!(
+            names(fetched),
+            ["vm 7.3", "vm 6.1", "vm 5.10", "vm 7.3, manners", "vm 5.10, manners", "vm 6.18"]
+        );
+    }
+
+    #[test]
+    fn one_kernel_is_asked_for_all() {
+        assert_eq!(names(vec![kernel("6.12")]), ["vm 6.12", "vm 6.12, manners"]);
+    }
+
+    #[test]
+    fn a_kernel_that_is_missing_is_a_suite_that_fails() {
+        let fetched = vec![("6.1".to_owned(), Err(anyhow!("gone"))), kernel("7.3")];
+        assert_eq!(names(fetched), ["no 6.1", "vm 7.3", "vm 7.3, manners"]);
+    }
 }
