@@ -229,10 +229,7 @@ mod tests {
     #[test]
     fn every_kernel_is_asked_and_the_outer_ones_for_all() {
         let fetched = ["5.10", "6.1", "6.18", "7.3"].map(kernel).into();
-        assert_eq!(
-            names(fetched),
-            ["vm 7.3", "vm 6.1", "vm 5.10", "vm 7.3, manners", "vm 5.10, manners", "vm 6.18"]
-        );
+        assert_eq!(names(fetched), ["vm 7.3", "vm 6.1", "vm 5.10", "vm 7.3, manners", "vm 5.10, manners", "vm 6.18"]);
     }
 
     #[test]
