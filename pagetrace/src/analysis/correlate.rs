@@ -12,7 +12,7 @@ use pagetrace_ebpf::wire::{
 
 use super::{
     finding::{Access, Class, Finding, HeldLock, LockMode, MmId, Relation, Severity, TaskId, VmaInfo},
-    latent,
+    interrupt, latent,
     page::PageInfo,
     repeat::{Fate, Repeat, Told},
 };
@@ -149,7 +149,7 @@ pub struct Correlator {
     last_of_task: HashMap<TaskKey, usize>,
     /// Violations that cannot be told from a benign event.
     pub uncertain: u64,
-    /// Exceptions that turned out benign: the stack shows no fault handler.
+    /// What turned out benign: an exception whose stack shows no fault handler, a fault while only an interrupt held a lock.
     pub disproved: u64,
     /// Records of unknown kind.
     pub unknown_records: u64,
@@ -242,9 +242,14 @@ impl Correlator {
                 return (Outcome::None, Fate::Nothing);
             }
         }
-        let certain = certain(record);
+        let certain = certain(record, stacks);
         let more = record.flags & violation::MORE_HELD != 0 && record.flags & violation::MORE_UNSURE == 0;
         if certain.is_empty() && !more {
+            let known = sure(record).count() == record.held_len as usize && record.flags & violation::MORE_HELD == 0;
+            if known && record.held_len != 0 {
+                self.disproved += 1;
+                return (Outcome::None, Fate::Nothing);
+            }
             self.uncertain += 1;
             return (Outcome::None, Fate::Uncertain);
         }
@@ -255,7 +260,7 @@ impl Correlator {
                 (true, _) => Class::UaccessUnderLock,
                 _ => Class::FaultUnderLock,
             },
-            severity: severity_of(record),
+            severity: severity_of(record, stacks),
             task: task_of(record),
             locks: certain.iter().map(|lock| held_lock(lock, record, stacks)).collect(),
             access: Access {
@@ -390,21 +395,28 @@ impl Correlator {
     }
 }
 
-/// Locks that the task holds for certain: one that may have been given away, or never taken, proves nothing.
-fn certain(record: &Violation) -> Vec<&Held> {
+/// Locks that are held for certain: one that may have been given away, or never taken, proves nothing.
+fn sure(record: &Violation) -> impl Iterator<Item = &Held> {
     let held = record.held.iter().take(record.held_len as usize);
-    held.filter(|lock| lock.flags & (held::GIVEN_AWAY | held::UNSURE) == 0).collect()
+    held.filter(|lock| lock.flags & (held::GIVEN_AWAY | held::UNSURE) == 0)
+}
+
+/// Those of them that the task holds, and not an interrupt that came while it ran.
+fn certain<'a>(record: &'a Violation, stacks: &dyn Stacks) -> Vec<&'a Held> {
+    let of_interrupt =
+        |lock: &&Held| stacks.stack(lock.stack_id).is_some_and(|stack| interrupt::is_one(&stack, stacks));
+    sure(record).filter(|lock| !of_interrupt(lock)).collect()
 }
 
 /// How bad a violation is by itself, whatever finding it belongs to.
-pub fn severity_of(record: &Violation) -> Severity {
+pub fn severity_of(record: &Violation, stacks: &dyn Stacks) -> Severity {
     if record.flags & violation::LATENT != 0 {
         return Severity::Latent;
     }
     if record.flags & violation::LEAKED != 0 {
         return Severity::Leak;
     }
-    certain(record).iter().map(|lock| severity(lock, record)).max().unwrap_or(Severity::CrossMm)
+    certain(record, stacks).iter().map(|lock| severity(lock, record)).max().unwrap_or(Severity::CrossMm)
 }
 
 /// A task whose fault wants an mmap lock while it holds one.
@@ -422,7 +434,8 @@ pub fn suspected(record: &Violation, stacks: &dyn Stacks) -> Option<Suspected> {
     if record.flags & (violation::LATENT | violation::LEAKED) != 0 {
         return None;
     }
-    let holds: Vec<_> = certain(record).into_iter().map(|lock| (*lock, held_lock(lock, record, stacks))).collect();
+    let holds: Vec<_> =
+        certain(record, stacks).into_iter().map(|lock| (*lock, held_lock(lock, record, stacks))).collect();
     (!holds.is_empty()).then(|| Suspected { task: task_of(record), holds, wants: mm_id(&record.mm) })
 }
 

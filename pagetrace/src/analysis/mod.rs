@@ -4,6 +4,7 @@ mod compare;
 mod correlate;
 pub mod deadlock;
 mod finding;
+mod interrupt;
 mod latent;
 pub mod model;
 pub mod order;

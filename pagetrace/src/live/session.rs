@@ -132,7 +132,7 @@ impl Session<'_> {
             {
                 self.standing.suspect(violation, &stacks);
                 // Each of a finding's tasks can get stuck in it.
-                if matches!(severity_of(violation), Severity::RecursiveRead | Severity::Deadlock) {
+                if matches!(severity_of(violation, &stacks), Severity::RecursiveRead | Severity::Deadlock) {
                     self.watch.suspect(Suspect { pid: violation.header.tgid, tid: violation.header.tid });
                 }
             }

@@ -20,7 +20,13 @@ impl Stacks for Fake {
         // Functions of 256 bytes; nothing is known of what lies high.
         (address < 0xffff_0000).then_some(address & !0xff)
     }
+    fn is_function(&self, address: u64, names: &[&str]) -> bool {
+        address == 0x1000 + u64::try_from(IN_TIMER).unwrap() && names.contains(&"hrtimer_interrupt")
+    }
 }
+
+/// The stack of a lock that a timer took.
+const IN_TIMER: i32 = 0x77;
 
 const OWN: u64 = 0xa000;
 /// Two functions that access user memory, one behind the other.
@@ -65,6 +71,28 @@ fn severity_is_the_worst_over_the_locks_held() {
         assert_eq!(outcome, Outcome::New(0));
         assert_eq!(correlator.findings()[0].severity, expected, "{held:?}");
     }
+}
+
+#[test]
+fn what_an_interrupt_took_is_not_the_tasks() {
+    let taken = |mm, mode| Held { stack_id: IN_TIMER, ..lock(mm, mode | held::TRY) };
+    for alone in [vec![taken(OWN, held::READ)], vec![taken(OTHER, held::READ), taken(OWN, held::WRITE)]] {
+        let (correlator, outcome) = take(violation(&alone));
+        assert_eq!((outcome, correlator.disproved, correlator.uncertain), (Outcome::None, 1, 0));
+    }
+    // What the task holds itself counts, and nothing else.
+    let (correlator, outcome) = take(violation(&[taken(OWN, held::WRITE), lock(OTHER, held::READ)]));
+    assert_eq!(outcome, Outcome::New(0));
+    let finding = &correlator.findings()[0];
+    assert_eq!((finding.severity, finding.locks.len()), (Severity::CrossMm, 1));
+    // What is not known of the rest is told.
+    let (correlator, outcome) = take(violation(&[taken(OWN, held::READ), lock(OTHER, held::READ | held::UNSURE)]));
+    assert_eq!((outcome, correlator.disproved, correlator.uncertain), (Outcome::None, 0, 1));
+    let mut more = violation(&[taken(OWN, held::READ)]);
+    more.flags |= violation::MORE_HELD;
+    assert_eq!(take(more).1, Outcome::New(0));
+    more.flags |= violation::MORE_UNSURE;
+    assert_eq!(take(more).0.uncertain, 1);
 }
 
 #[test]
