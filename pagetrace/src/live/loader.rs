@@ -19,7 +19,7 @@ use cast::linked;
 use only::only;
 use teach::Teacher;
 
-use super::{breakpoint, readiness::readable, settings::Settings, undisturbed::undisturbed};
+use super::{readiness::readable, settings::Settings, undisturbed::undisturbed};
 use crate::{
     clock::monotonic_ns,
     kernel::{cast::Cast, kallsyms::Kallsyms, threads},
@@ -91,7 +91,7 @@ pub struct Attached {
     /// When everything was attached, nanoseconds of `CLOCK_MONOTONIC`.
     pub attached_at: u64,
     /// Open as long as they are set.
-    breakpoints: Vec<OwnedFd>,
+    events: Vec<OwnedFd>,
 }
 
 /// A counter on each CPU; a single value where the kernel does not tell them apart.
@@ -179,20 +179,20 @@ pub fn attach(
     if let Some(Cast { function, .. }) = cast {
         code = linked(code, function).map_err(|err| AttachError::Incomplete(format!("instructions: {err}")))?.into();
     }
+    // Asked before anything is loaded, since the plan without what the kernel refuses of these loads it all again.
+    let (accesses, rest): (Vec<&Probe>, Vec<&Probe>) =
+        probes.iter().partition(|probe| probe.stage == Stage::UserAccess);
+    let events = access::ask(&accesses)?;
     let mut bpf = loader.load(&code)?;
     let object = begun.elapsed();
     fill_targets(&mut bpf, settings, targets)?;
-    // What the kernel refuses of these is only known when they are attached: before anything else is loaded, since the plan
-    // without them loads it all again.
-    let (accesses, rest): (Vec<&Probe>, Vec<&Probe>) =
-        probes.iter().partition(|probe| probe.stage == Stage::UserAccess);
     let mut programs: Vec<String> = Vec::new();
     let unloadable = |err| match err {
         AttachError::Refused(refusal) if cast.is_some() && !refusal.whole_type => AttachError::Unloadable(refusal),
         err => err,
     };
     load_all(&mut bpf, &accesses, btf, &mut programs).map_err(unloadable)?;
-    let breakpoints = attach_accesses(&mut bpf, &accesses, symbols)?;
+    let events = access::attach(&mut bpf, &accesses, events, symbols)?;
     load_all(&mut bpf, &rest, btf, &mut programs).map_err(unloadable)?;
     let loaded = begun.elapsed();
     if settings.get(setting::MM_CACHE) == setting::NONE {
@@ -200,7 +200,7 @@ pub fn attach(
         iterate::find_address_spaces(&mut bpf, btf)?;
     }
     for probe in rest {
-        attach_one(&mut bpf, probe, symbols).map_err(|why| refused(probe, &why))?;
+        attach_one(&mut bpf, probe).map_err(|why| refused(probe, &why))?;
     }
     if cast.is_some() {
         log::debug!("programs cast");
@@ -230,7 +230,7 @@ pub fn attach(
         plan: plan.clone(),
         programs,
         teacher: Teacher::new(&mut bpf, symbols)?,
-        breakpoints,
+        events,
         bpf,
     })
 }
@@ -260,19 +260,6 @@ fn load_all(bpf: &mut Ebpf, probes: &[&Probe], btf: &Btf, loaded: &mut Vec<Strin
         }
     }
     Ok(())
-}
-
-/// Attaches to the functions that access user memory. They are many, and often closed: all are tried before the refusals are
-/// told.
-fn attach_accesses(bpf: &mut Ebpf, probes: &[&Probe], symbols: Option<&Kallsyms>) -> Result<Vec<OwnedFd>, AttachError> {
-    let (mut breakpoints, mut closed) = (Vec::new(), Vec::new());
-    for probe in probes {
-        match attach_one(bpf, probe, symbols) {
-            Ok(set) => breakpoints.extend(set),
-            Err(why) => closed.push(refusal(probe, &why)),
-        }
-    }
-    if closed.is_empty() { Ok(breakpoints) } else { Err(AttachError::Closed(closed)) }
 }
 
 fn map(bpf: &mut Ebpf, name: &str) -> Result<aya::maps::Map, AttachError> {
@@ -330,7 +317,7 @@ fn load(bpf: &mut Ebpf, probe: &Probe, btf: &Btf) -> Result<(), ProgramError> {
     }
 }
 
-fn attach_one(bpf: &mut Ebpf, probe: &Probe, symbols: Option<&Kallsyms>) -> Result<Vec<OwnedFd>, ProgramError> {
+fn attach_one(bpf: &mut Ebpf, probe: &Probe) -> Result<(), ProgramError> {
     let program = program(bpf, &probe.program)?;
     match probe.kind {
         ProgramType::Kprobe | ProgramType::Kretprobe => {
@@ -341,21 +328,9 @@ fn attach_one(bpf: &mut Ebpf, probe: &Probe, symbols: Option<&Kallsyms>) -> Resu
         ProgramType::BtfTracepoint => <&mut BtfTracePoint>::try_from(program)?.attach().map(drop),
         ProgramType::RawTracepoint => <&mut RawTracePoint>::try_from(program)?.attach(&probe.target).map(drop),
         ProgramType::Breakpoint => {
-            return break_at(<&mut PerfEvent>::try_from(program)?, &probe.target, symbols);
+            Err(ProgramError::IOError(io::Error::other("a breakpoint serves user accesses alone: see `access`")))
         }
     }
-    .map(|()| Vec::new())
-}
-
-/// Sets the breakpoint on every processor.
-fn break_at(program: &PerfEvent, target: &str, symbols: Option<&Kallsyms>) -> Result<Vec<OwnedFd>, ProgramError> {
-    let failed = |why: String| ProgramError::IOError(io::Error::other(why));
-    let address = symbols.and_then(|symbols| symbols.address_of(target)).filter(|address| *address != 0);
-    let address = address.ok_or_else(|| failed("its address is hidden".to_owned()))?;
-    let cpus = aya::util::online_cpus().map_err(|(file, err)| failed(format!("cannot read {file}: {err}")))?;
-    let program = program.fd()?.as_fd();
-    let set = |cpu| breakpoint::set(program, address, cpu).map_err(|err| failed(format!("no breakpoint there: {err}")));
-    cpus.into_iter().map(set).collect()
 }
 
 fn fill_targets(bpf: &mut Ebpf, settings: &Settings, targets: &[u64]) -> Result<(), AttachError> {
@@ -444,7 +419,7 @@ impl Attached {
     /// Detaches everything; maps can still be read.
     pub fn detach(&mut self) {
         let begun = Instant::now();
-        self.breakpoints.clear();
+        self.events.clear();
         // The reverse of attaching.
         for name in self.programs.iter().rev() {
             if let Some(program) = self.bpf.program_mut(name) {
@@ -474,6 +449,7 @@ fn recursion_misses(program: &Program) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix("recursion_misses:")?.trim().parse().ok())
 }
 
+mod access;
 mod cast;
 mod iterate;
 #[cfg(test)]

@@ -1,11 +1,11 @@
 //! The traced machine as it runs: loading, attaching, reading, the traced command. Whatever is decided about events
 //! is decided elsewhere.
 
-mod breakpoint;
 mod deadlock;
 pub mod hang;
 pub mod loader;
 mod order;
+mod perf;
 pub mod prepare;
 pub mod provoke;
 mod readiness;

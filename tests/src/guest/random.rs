@@ -11,7 +11,7 @@ use super::{
 use crate::fixture::{cases, crowd, random::COMM};
 
 /// Schedules in each process.
-const CALLS: &str = "40";
+const CALLS: &str = "16";
 
 /// Runs them by each attach type; `tracepoint`s sit in the wrappers.
 pub fn run(tool: &Tool, ways: &[&str], tally: &mut Tally) {
