@@ -55,13 +55,13 @@ fn towards_people(tool: &Tool, host: bool, fixtures: Fixtures, tally: &mut Tally
         // In a test VM there are few other tasks: what the first children leave has to serve the later ones.
         let room: &[&str] = if host { &[] } else { &["--max-tasks", "600"] };
         let ended = tool.run(tool.check(room, &["fork-storm", "1000"]))?;
-        ensure!(ended.log.contains("fork-storm: ok"), "not exercised: {}", tail(&ended.log));
+        ended.exercised("fork-storm: ok")?;
         code(&ended, 0)?;
         report::is_clean(&report::parse(&ended.stdout)?)
     });
     tally.case("command/pagemap-read", || {
         let ended = tool.run(tool.check(&[], &["pagemap-read"]))?;
-        ensure!(ended.log.contains("pagemap-read: ok"), "not exercised: {}", tail(&ended.log));
+        ended.exercised("pagemap-read: ok")?;
         code(&ended, 0)?;
         report::is_clean(&report::parse(&ended.stdout)?)
     });
@@ -108,7 +108,7 @@ fn nested_faults(tool: &Tool) -> Result<()> {
     let mut command = tool.command(&["trace", "--format", "json", "--"]);
     command.arg(&tool.fixture).args(["kmod", CASE]);
     let ended = tool.run(command)?;
-    ensure!(ended.log.contains(&format!("kmod {CASE}: ok")), "not exercised: {}", tail(&ended.log));
+    ended.exercised(&format!("kmod {CASE}: ok"))?;
     let events: Vec<Value> = ended.stdout.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
     let page = format!("{:#x}", cases::page_of(CASE).context("every case has a page")? + cases::OFFSET);
     let of = |event: &&Value| {
@@ -247,7 +247,7 @@ fn tiny_ring(tool: &Tool, fixtures: Fixtures) -> Result<()> {
 /// More tasks at once than there is room for: those that find none are counted, and then nothing is clean.
 fn few_tasks(tool: &Tool) -> Result<()> {
     let ended = tool.run(tool.check(&["--max-tasks", "16"], &["at-once", "24", "mmap-storm", "1s"]))?;
-    ensure!(ended.log.contains("mmap-storm: ok"), "not exercised: {}", tail(&ended.log));
+    ended.exercised("mmap-storm: ok")?;
     code(&ended, 4)?;
     let report = report::parse(&ended.stdout)?;
     ensure!(report::loss(&report, "task_map_full") > 0, "no task was without room: {}", report["loss"]);
@@ -270,7 +270,7 @@ fn dated(tool: &Tool, host: bool) -> Result<()> {
                 break ended;
             }
         };
-        ensure!(ended.log.contains("uprobe-dated: ok"), "not exercised: {}", tail(&ended.log));
+        ended.exercised("uprobe-dated: ok")?;
         let report = report::parse(&ended.stdout)?;
         let lock = &report["findings"][0]["locks"][0];
         let most = if words.len() == 1 { Value::Bool(true) } else { Value::Null };
@@ -312,7 +312,7 @@ fn sigkill(tool: &Tool) -> Result<()> {
 /// The same violation very often, and a ring with room for two records: one finding that has counted every one.
 fn storm(tool: &Tool, count: u64) -> Result<()> {
     let ended = tool.run(tool.check(&["--ring-bytes", "4096"], &["uprobe-storm", &count.to_string()]))?;
-    ensure!(ended.log.contains("uprobe-storm: ok"), "not exercised: {}", tail(&ended.log));
+    ended.exercised("uprobe-storm: ok")?;
     code(&ended, 1)?;
     let report = report::parse(&ended.stdout)?;
     let findings = report::list(&report["findings"]);

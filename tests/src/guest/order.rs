@@ -67,7 +67,7 @@ pub fn run(tool: &Tool, module: bool, ways: &[&str], thorough: bool, tally: &mut
 fn by_access(tool: &Tool) -> Result<()> {
     const CASE: &str = "ord-resident";
     let ended = tool.run(tool.check(&["--order", "--strict"], &["kmod", CASE]))?;
-    ensure!(ended.log.contains(&format!("kmod {CASE}: ok")), "not exercised: {}", tail(&ended.log));
+    ended.exercised(&format!("kmod {CASE}: ok"))?;
     let report = report::parse(&ended.stdout)?;
     matches(&report, &(CASE, "classes", 2, "pagetrace_fixture:ptf_resident_lock", "symbol"))?;
     let edges = by(&report, CASE).into_iter().flat_map(|it| list(&it["cycle"]));
@@ -80,7 +80,7 @@ fn by_access(tool: &Tool) -> Result<()> {
 /// With no room left to see the lock function return, the lock is followed all the same.
 fn crowded(tool: &Tool) -> Result<()> {
     let ended = tool.run(tool.check(&["--order", "--attach", "kprobe"], &["crowded", crowd::ORDER_CASE, "1"]))?;
-    ensure!(ended.log.contains("crowded: ok"), "not exercised: {}", tail(&ended.log));
+    ended.exercised("crowded: ok")?;
     let report = report::parse(&ended.stdout)?;
     ensure!(report::loss(&report, "order_return_settled") > 0, "no return was missed: {}", report["loss"]);
     ensure!(report::loss(&report, "order_return_missed") == 0, "locks were not followed: {}", report["loss"]);

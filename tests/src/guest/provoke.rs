@@ -40,7 +40,7 @@ fn pages(tool: &Tool) -> Result<()> {
     std::fs::remove_file(&file).context("the fixture made no file")?;
     let ended = ended?;
     // The fixture fails when a page comes back with other contents than it left with.
-    ensure!(ended.log.contains("keep-pages: ok"), "not exercised: {}", tail(&ended.log));
+    ended.exercised("keep-pages: ok")?;
     let report = report::parse(&ended.stdout)?;
     report::is_clean(&report)?;
     let provocation = &report["provocation"];
@@ -56,7 +56,7 @@ fn pages(tool: &Tool) -> Result<()> {
 /// The same program as in [`found`]: while nothing takes its page away, there is nothing to see.
 fn silent(tool: &Tool) -> Result<()> {
     let ended = tool.run(tool.check(&[], &["kmod-pinned", "2"]))?;
-    ensure!(ended.log.contains("kmod-pinned: ok"), "not exercised: {}", tail(&ended.log));
+    ended.exercised("kmod-pinned: ok")?;
     ensure!(ended.log.contains("gone 0 times"), "something else took the page: {}", tail(&ended.log));
     let report = report::parse(&ended.stdout)?;
     ensure!(report.get("provocation").is_none(), "provoked without being asked: {}", report["provocation"]);
@@ -65,7 +65,7 @@ fn silent(tool: &Tool) -> Result<()> {
 
 fn found(tool: &Tool) -> Result<()> {
     let ended = tool.run(tool.check(&["--provoke=10"], &["kmod-pinned", "10"]))?;
-    ensure!(ended.log.contains("kmod-pinned: ok"), "not exercised: {}", tail(&ended.log));
+    ended.exercised("kmod-pinned: ok")?;
     let report = report::parse(&ended.stdout)?;
     let expected = MODULE.iter().find(|row| row.case == PINNED).context("the case has a row")?;
     report::matches(&report, expected, false)

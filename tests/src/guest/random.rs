@@ -28,7 +28,7 @@ pub fn run(tool: &Tool, ways: &[&str], tally: &mut Tally) {
 fn random(tool: &Tool, attach: &str) -> Result<()> {
     let raw = if attach.ends_with("tracepoint") { "wrapped" } else { "raw" };
     let ended = tool.run(tool.check(&["--attach", attach], &["all-random", CALLS, raw]))?;
-    ensure!(ended.log.contains("all-random: ok"), "not exercised: {}", tail(&ended.log));
+    ended.exercised("all-random: ok")?;
     let counts = ended.log.lines().filter(|line| line.starts_with("kmod-random"));
     let made: u64 =
         counts.map(|line| line.rsplit(' ').next().unwrap_or_default().parse::<u64>()).sum::<Result<_, _>>()?;
@@ -52,7 +52,7 @@ fn random(tool: &Tool, attach: &str) -> Result<()> {
 fn crowded(tool: &Tool, case: &str) -> Result<()> {
     const TIMES: u64 = 3;
     let ended = tool.run(tool.check(&["--attach", "kprobe"], &["crowded", case, &TIMES.to_string()]))?;
-    ensure!(ended.log.contains("crowded: ok"), "not exercised: {}", tail(&ended.log));
+    ended.exercised("crowded: ok")?;
     let report = report::parse(&ended.stdout)?;
     ensure!(report::loss(&report, "return_settled") >= TIMES, "no return was missed: {}", report["loss"]);
     ensure!(report::loss(&report, "return_missed") == 0, "locks are unsure: {}", report["loss"]);

@@ -42,6 +42,23 @@ pub struct Ended {
     pub log: String,
 }
 
+impl Ended {
+    /// Whether the fixture said this.
+    ///
+    /// # Errors
+    /// When it did not: what it said instead, and how the run ended.
+    pub fn exercised(&self, line: &str) -> Result<()> {
+        let Self { status, stderr, log, .. } = self;
+        ensure!(
+            log.contains(line),
+            "not exercised, no \"{line}\" in its log: {}; ended with {status}: {}",
+            tail(log),
+            tail(stderr)
+        );
+        Ok(())
+    }
+}
+
 impl Tool {
     /// Finds the programs.
     ///
