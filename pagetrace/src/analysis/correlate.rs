@@ -260,9 +260,9 @@ impl Correlator {
                 (true, _) => Class::UaccessUnderLock,
                 _ => Class::FaultUnderLock,
             },
-            severity: severity_of(record, stacks),
+            severity: severity_of(record, &certain),
             task: task_of(record),
-            locks: certain.iter().map(|lock| held_lock(lock, record, stacks)).collect(),
+            locks: certain.into_iter().map(|(lock, stack)| held_lock(lock, stack, record)).collect(),
             access: Access {
                 address: record.address,
                 ip: record.ip,
@@ -401,22 +401,21 @@ fn sure(record: &Violation) -> impl Iterator<Item = &Held> {
     held.filter(|lock| lock.flags & (held::GIVEN_AWAY | held::UNSURE) == 0)
 }
 
-/// Those of them that the task holds, and not an interrupt that came while it ran.
-fn certain<'a>(record: &'a Violation, stacks: &dyn Stacks) -> Vec<&'a Held> {
-    let of_interrupt =
-        |lock: &&Held| stacks.stack(lock.stack_id).is_some_and(|stack| interrupt::is_one(&stack, stacks));
-    sure(record).filter(|lock| !of_interrupt(lock)).collect()
+/// Those of them that the task holds, and not an interrupt that came while it ran, with the stacks they were taken on.
+fn certain<'a>(record: &'a Violation, stacks: &dyn Stacks) -> Vec<(&'a Held, Vec<u64>)> {
+    let taken = sure(record).map(|lock| (lock, stacks.stack(lock.stack_id).unwrap_or_default()));
+    taken.filter(|(_, stack)| !interrupt::is_one(stack, stacks)).collect()
 }
 
 /// How bad a violation is by itself, whatever finding it belongs to.
-pub fn severity_of(record: &Violation, stacks: &dyn Stacks) -> Severity {
+fn severity_of(record: &Violation, certain: &[(&Held, Vec<u64>)]) -> Severity {
     if record.flags & violation::LATENT != 0 {
         return Severity::Latent;
     }
     if record.flags & violation::LEAKED != 0 {
         return Severity::Leak;
     }
-    certain(record, stacks).iter().map(|lock| severity(lock, record)).max().unwrap_or(Severity::CrossMm)
+    certain.iter().map(|(lock, _)| severity(lock, record)).max().unwrap_or(Severity::CrossMm)
 }
 
 /// A task whose fault wants an mmap lock while it holds one.
@@ -427,6 +426,8 @@ pub struct Suspected {
     pub holds: Vec<(Held, HeldLock)>,
     /// The address space whose lock its fault wants.
     pub wants: MmId,
+    /// How bad its fault is.
+    pub severity: Severity,
 }
 
 /// The task of a fault, if it holds something for certain; `None` for what wants no lock.
@@ -434,9 +435,10 @@ pub fn suspected(record: &Violation, stacks: &dyn Stacks) -> Option<Suspected> {
     if record.flags & (violation::LATENT | violation::LEAKED) != 0 {
         return None;
     }
-    let holds: Vec<_> =
-        certain(record, stacks).into_iter().map(|lock| (*lock, held_lock(lock, record, stacks))).collect();
-    (!holds.is_empty()).then(|| Suspected { task: task_of(record), holds, wants: mm_id(&record.mm) })
+    let certain = certain(record, stacks);
+    let severity = severity_of(record, &certain);
+    let holds: Vec<_> = certain.into_iter().map(|(lock, stack)| (*lock, held_lock(lock, stack, record))).collect();
+    (!holds.is_empty()).then(|| Suspected { task: task_of(record), holds, wants: mm_id(&record.mm), severity })
 }
 
 fn severity(lock: &Held, record: &Violation) -> Severity {
@@ -447,7 +449,7 @@ fn severity(lock: &Held, record: &Violation) -> Severity {
     }
 }
 
-fn held_lock(lock: &Held, record: &Violation, stacks: &dyn Stacks) -> HeldLock {
+fn held_lock(lock: &Held, stack: Vec<u64>, record: &Violation) -> HeldLock {
     let write = lock.flags & held::WRITE != 0;
     HeldLock {
         mm: mm_id(&lock.owner),
@@ -459,7 +461,7 @@ fn held_lock(lock: &Held, record: &Violation, stacks: &dyn Stacks) -> HeldLock {
         held_ns: record.header.ts.saturating_sub(lock.since),
         at_most: lock.flags & held::DATED_EARLY != 0,
         writer_queued: (!write).then_some(lock.count & RWSEM_WAITERS != 0),
-        stack: stacks.stack(lock.stack_id).unwrap_or_default(),
+        stack,
     }
 }
 

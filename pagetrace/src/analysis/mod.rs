@@ -14,7 +14,7 @@ mod repeat;
 mod verdict;
 
 pub use compare::{CrossCheck, Disagreement};
-pub use correlate::{Correlator, Outcome, Stacks, Suspected, severity_of, suspected};
+pub use correlate::{Correlator, Outcome, Stacks, Suspected, suspected};
 pub use finding::{Access, Class, Finding, HeldLock, LockMode, MmId, Relation, Severity, TaskId, VmaInfo};
 pub use page::{PageInfo, PageState};
 pub use repeat::Repeat;

@@ -21,7 +21,6 @@ use crate::{
     analysis::{
         LockMode, Stacks, Suspected, TaskId,
         deadlock::{Blocked, Claim, in_circles, standstills},
-        suspected,
     },
     output::{
         deadlock::{ReportedDeadlock, StandingLock, StandingTask},
@@ -138,8 +137,8 @@ impl Watch {
     }
 
     /// A task faulted while it held an mmap lock: it may not come back.
-    pub(super) fn suspect(&mut self, violation: &Violation, stacks: &dyn Stacks) {
-        let Some(Suspected { task, holds, wants }) = suspected(violation, stacks) else { return };
+    pub(super) fn suspect(&mut self, violation: &Violation, suspected: Suspected) {
+        let Suspected { task, holds, wants, severity: _ } = suspected;
         let held: Vec<Held> = holds
             .iter()
             .map(|(lock, _)| Held {

@@ -35,7 +35,7 @@ use super::{
     workload::{Ended, RunAs, Workload, targets::Targets},
 };
 use crate::{
-    analysis::{Loss, Outcome, Severity, severity_of},
+    analysis::{Loss, Outcome, Severity, suspected},
     clock::monotonic_ns,
     kernel::{KernelFacts, cast::Cast, offsets::Offsets},
     output::{deadlock::ReportedDeadlock, gather::Gather},
@@ -129,12 +129,13 @@ impl Session<'_> {
             let outcome = self.gather.take(&record, &stacks);
             if let (Outcome::New(_) | Outcome::Again(_) | Outcome::Worse(_), Record::Violation(violation)) =
                 (outcome, &record)
+                && let Some(suspected) = suspected(violation, &stacks)
             {
-                self.standing.suspect(violation, &stacks);
                 // Each of a finding's tasks can get stuck in it.
-                if matches!(severity_of(violation, &stacks), Severity::RecursiveRead | Severity::Deadlock) {
+                if matches!(suspected.severity, Severity::RecursiveRead | Severity::Deadlock) {
                     self.watch.suspect(Suspect { pid: violation.header.tgid, tid: violation.header.tid });
                 }
+                self.standing.suspect(violation, suspected);
             }
             let told = match outcome {
                 Outcome::New(index) => self.new_finding(index, observer),
