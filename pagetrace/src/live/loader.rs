@@ -249,12 +249,15 @@ fn load_all(bpf: &mut Ebpf, probes: &[&Probe], btf: &Btf, loaded: &mut Vec<Strin
         if !loaded.contains(&probe.program) {
             let begun = Instant::now();
             load(bpf, probe, btf).map_err(|why| refused(probe, &why))?;
-            let checked = program(bpf, &probe.program).and_then(|program| program.info());
+            // Asking costs a system call for each program: only who reads the log pays.
             log::debug!(
                 "{} loaded in {:?}, instructions verified: {:?}",
                 probe.program,
                 begun.elapsed(),
-                checked.ok().and_then(|info| info.verified_instruction_count())
+                program(bpf, &probe.program)
+                    .and_then(|program| program.info())
+                    .ok()
+                    .and_then(|info| info.verified_instruction_count())
             );
             loaded.push(probe.program.clone());
         }
