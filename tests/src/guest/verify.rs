@@ -59,7 +59,7 @@ fn judged(ended: Ended) -> Result<(Value, Ended)> {
 }
 
 fn exercised(ended: &Ended) -> Result<()> {
-    ensure!(ended.log.contains("presence: ok"), "not exercised: {}; {}", tail(&ended.log), tail(&ended.stderr));
+    ended.exercised("presence: ok")?;
     Ok(())
 }
 
@@ -142,7 +142,7 @@ fn lost(tool: &Tool) -> Result<()> {
     let unwatched = stand_still(&child, &word);
     let (document, ended) = judged(tool.finish(child, LIMIT)?)?;
     unwatched.with_context(|| format!("stderr: {}", tail(&ended.stderr)))?;
-    ensure!(ended.log.contains("unwatched: ok"), "not exercised: {}; {}", tail(&ended.log), tail(&ended.stderr));
+    ended.exercised("unwatched: ok")?;
     let code = ended.status.code();
     let lost = document["loss"]["ring_full"].as_u64().unwrap_or(0);
     // A page of ring has no room for a hundred of them.
