@@ -37,10 +37,6 @@ use crate::fixture::{
     module,
 };
 
-/// The attach type whose programs are those of another, line by line (the kernel side's shims/tracepoint.rs): what does not
-/// depend on how a kernel calls them is asked of the other alone.
-const TWIN: &str = "raw-tracepoint";
-
 /// The suite; takes `--host` for a machine that is not a test VM.
 #[must_use]
 pub fn main() -> ExitCode {
@@ -219,8 +215,9 @@ fn run(asked: &Asked<'_>, tally: &mut Tally) -> Result<()> {
         if has {
             let live = violating(&tool, attach, fixtures, tally);
             tally.case(&format!("{attach}/clean"), || clean(&tool, attach, fixtures));
-            // On the machine's own kernel a recording by tracepoint takes no time.
-            if attach != TWIN && (host || attach != "tracepoint") {
+            // Raw tracepoints have the programs of the others, line by line (the kernel side's shims/tracepoint.rs), and where nothing
+            // is emulated a recording by those takes no time.
+            if matches!(attach, "kprobe" | "fentry") || host && attach == "tracepoint" {
                 record::run(&tool, attach, fixtures, live.as_ref(), tally);
             }
         } else {
