@@ -23,25 +23,26 @@ pub const USER: u32 = 1000;
 ///
 /// `casts`: the kernel gives programs types to read through (`bpf_rdonly_cast`).
 pub fn run(tool: &Tool, asked: &Asked<'_>, fixtures: Fixtures, casts: bool, tally: &mut Tally) {
-    if asked.manners() {
+    if asked.kernel() {
+        tally.case("command/shortcuts", || shortcuts(tool, casts));
+        if fixtures.bpf {
+            tally.case("finding/dated", || dated(tool, asked.host));
+        }
+    }
+    if asked.rest() {
         towards_people(tool, asked.host, fixtures, tally);
-    }
-    if !asked.kernel() {
-        return;
-    }
-    tally.case("command/shortcuts", || shortcuts(tool, casts));
-    if fixtures.module {
-        tally.case("trace/nested-faults", || nested_faults(tool));
-    }
-    if fixtures.bpf {
-        tally.case("loss/storm", || storm(tool, if asked.host { 100_000 } else { 5_000 }));
-        tally.case("finding/dated", || dated(tool, asked.host));
-    }
-    if asked.host {
-        // Other tracers come and go on an ordinary machine.
-        tally.skip("kernel/sigkill", "only a test VM is quiet enough to say whose BPF programs are whose");
-    } else {
-        tally.case("kernel/sigkill", || sigkill(tool));
+        if fixtures.module {
+            tally.case("trace/nested-faults", || nested_faults(tool));
+        }
+        if fixtures.bpf {
+            tally.case("loss/storm", || storm(tool, if asked.host { 100_000 } else { 5_000 }));
+        }
+        if asked.host {
+            // Other tracers come and go on an ordinary machine.
+            tally.skip("kernel/sigkill", "only a test VM is quiet enough to say whose BPF programs are whose");
+        } else {
+            tally.case("kernel/sigkill", || sigkill(tool));
+        }
     }
 }
 

@@ -43,7 +43,7 @@ pub fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let Some(asked) = Asked::parse(&arguments) else {
         eprintln!(
-            "usage: pagetrace-guest-suite [--host] [--share kernel|manners] [--only kprobe|fentry|tracepoint|raw-tracepoint|before|random|strict|order|manners|targets|pages|provoke|verify|hang]"
+            "usage: pagetrace-guest-suite [--host] [--share kernel|rest] [--only kprobe|fentry|tracepoint|raw-tracepoint|before|random|strict|order|manners|targets|pages|provoke|verify|hang]"
         );
         return ExitCode::from(2);
     };
@@ -65,13 +65,13 @@ pub struct Asked<'a> {
     share: Option<Share>,
 }
 
-/// The suite in two: what a kernel decides has to be asked of each, what pagetrace itself decides need not be.
+/// The suite in two: what every kernel has to be asked, and what the oldest and the newest are enough for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Share {
     /// Hooks, locks, faults, hanging tasks.
     Kernel,
-    /// Exit codes, users, signals, targets, provoking, what `--verify` looks into.
-    Manners,
+    /// Exit codes, users, signals, most targets, provoking, crowds, `--verify`, and what recordings are made into.
+    Rest,
 }
 
 impl<'a> Asked<'a> {
@@ -85,7 +85,7 @@ impl<'a> Asked<'a> {
                 "--share" => {
                     asked.share = Some(match words.next()? {
                         "kernel" => Share::Kernel,
-                        "manners" => Share::Manners,
+                        "rest" => Share::Rest,
                         _ => return None,
                     });
                 }
@@ -99,15 +99,15 @@ impl<'a> Asked<'a> {
         self.only.is_none_or(|only| only == name)
     }
 
-    /// What a kernel decides is wanted.
+    /// What every kernel has to be asked is wanted.
     #[must_use]
     pub fn kernel(&self) -> bool {
-        self.share != Some(Share::Manners)
+        self.share != Some(Share::Rest)
     }
 
-    /// What pagetrace decides is wanted.
+    /// What the outer kernels are enough for is wanted.
     #[must_use]
-    pub fn manners(&self) -> bool {
+    pub fn rest(&self) -> bool {
         self.share != Some(Share::Kernel)
     }
 }
@@ -165,8 +165,10 @@ impl Fixtures {
         module.chain(expect::BPF.iter().filter(move |_| self.bpf))
     }
 
+    /// What breaks the rule, and what takes a lock along for a while.
     fn violating(self) -> Result<Vec<&'static str>> {
-        Ok([&["all-violating"], self.word()?].concat())
+        let leaking: &[&str] = if self.module { &["+", "all-leaking"] } else { &[] };
+        Ok([&["each", "all-violating"], self.word()?, leaking].concat())
     }
 
     fn latent(self) -> bool {
@@ -174,12 +176,19 @@ impl Fixtures {
     }
 
     fn clean(self) -> Result<Vec<&'static str>> {
-        Ok([&["all-clean"], self.word()?].concat())
+        Ok([&["each", "all-clean"], self.word()?].concat())
     }
 
-    /// Both, in one run.
+    /// What is clean, and what only a strict check finds fault with.
+    fn silent(self) -> Result<Vec<&'static str>> {
+        let latent: &[&str] = if self.module { &["+", "all-latent"] } else { &[] };
+        Ok([&self.clean()?, latent].concat())
+    }
+
+    /// All of these, in one run.
     fn both(self) -> Result<Vec<&'static str>> {
-        Ok([vec!["each"], self.violating()?, vec!["+"], self.clean()?].concat())
+        let silent = self.silent()?;
+        Ok([&self.violating()?[..], &silent[1..]].join(&"+"))
     }
 }
 
@@ -209,16 +218,23 @@ fn run(asked: &Asked<'_>, tally: &mut Tally) -> Result<()> {
     // close it, which only trying shows.
     let fentry = if host { tool.may_attach("fentry") } else { knows("lock_mm_and_find_vma") };
     let ways = [("kprobe", kprobes), ("fentry", fentry), ("tracepoint", tracepoints), ("raw-tracepoint", tracepoints)];
+    // Raw tracepoints have the programs of the others, line by line (the kernel side's shims/tracepoint.rs).
+    let distinct: Vec<&str> =
+        ways.iter().filter(|(attach, has)| *has && *attach != "raw-tracepoint").map(|(attach, _)| *attach).collect();
     let wanted = |part: &str| asked.kernel() && asked.part(part);
-    let manners = |part: &str| asked.manners() && asked.part(part);
+    let rest = |part: &str| asked.rest() && asked.part(part);
     for (attach, has) in ways.into_iter().filter(|(attach, _)| wanted(attach)) {
         if has {
             let live = violating(&tool, attach, fixtures, tally);
             tally.case(&format!("{attach}/clean"), || clean(&tool, attach, fixtures));
-            // Raw tracepoints have the programs of the others, line by line (the kernel side's shims/tracepoint.rs), and where nothing
-            // is emulated a recording by those takes no time.
-            if matches!(attach, "kprobe" | "fentry") || host && attach == "tracepoint" {
-                record::run(&tool, attach, fixtures, live.as_ref(), tally);
+            // Where nothing is emulated a recording of everything takes no time.
+            if attach == "kprobe" || host && attach == "tracepoint" {
+                // Without a live run, that one is the failure.
+                if let Some(live) = live {
+                    record::run(&tool, attach, fixtures, &live, tally);
+                }
+            } else if distinct.contains(&attach) {
+                record::brief(&tool, attach, fixtures, tally);
             }
         } else {
             tally.skip(attach, "this kernel does not show the lock that way, or too slowly to test");
@@ -230,23 +246,22 @@ fn run(asked: &Asked<'_>, tally: &mut Tally) -> Result<()> {
         before::run(&tool, &has, tally);
     }
     if fixtures.module && wanted("random") {
-        let has: Vec<&str> = ways.iter().filter(|(_, has)| *has).map(|(attach, _)| *attach).collect();
-        random::run(&tool, &has, tally);
+        random::run(&tool, &distinct, tally);
     }
-    if wanted("strict") {
-        strict::run(&tool, kprobes, fentry, fixtures, tally);
+    if asked.part("strict") {
+        strict::run(&tool, asked, kprobes, fentry, fixtures, tally);
     }
-    if wanted("order") {
-        let ways: Vec<&str> =
-            [("kprobe", kprobes), ("fentry", fentry)].into_iter().filter(|it| it.1).map(|it| it.0).collect();
-        order::run(&tool, fixtures.module, if host { &[] } else { &ways }, asked.only.is_some(), tally);
+    let holding: Vec<&str> =
+        [("kprobe", kprobes), ("fentry", fentry)].into_iter().filter(|it| it.1).map(|it| it.0).collect();
+    if asked.part("order") {
+        order::run(&tool, asked, fixtures.module, if host { &[] } else { &holding }, tally);
     }
     if asked.part("manners") {
         manners::run(&tool, asked, fixtures, knows("bpf_rdonly_cast"), tally);
     }
-    if host && manners("provoke") {
+    if host && rest("provoke") {
         tally.skip("provoke", "anonymous pages leave only for swap, and this machine's is not the suite's to set up");
-    } else if manners("provoke") {
+    } else if rest("provoke") {
         provoke::run(&tool, fixtures, tally);
     }
     if fixtures.bpf && asked.part("targets") {
@@ -254,17 +269,21 @@ fn run(asked: &Asked<'_>, tally: &mut Tally) -> Result<()> {
     } else if asked.part("targets") {
         tally.skip("target", "what violates the rule there is a BPF fixture");
     }
-    if wanted("pages") {
-        pages::run(&tool, host, tally);
+    if asked.part("pages") {
+        pages::run(&tool, asked, tally);
     }
-    if manners("verify") {
+    if rest("verify") {
         verify::run(&tool, tally);
     }
     // Last: on 5.10 nothing ends the task, and it stays until the machine goes down.
     if fixtures.bpf && !host && wanted("hang") {
         tally.case("hang/uprobe", || order::by_uprobe(&tool));
     }
-    if fixtures.module && manners("hang") {
+    if fixtures.module && rest("hang") {
+        // Whatever the attach type: what is looked at is what it found.
+        if kprobes {
+            tally.case("hang/order-crowd", || order::standing(&tool, &[], &["crowded-standing"]));
+        }
         for expected in expect::HANGING {
             // What pushes pages out is at it by then and may get stuck with the task; the check must not.
             tally.case(&format!("provoke/hang/{}", expected.case), || {
@@ -280,17 +299,14 @@ fn run(asked: &Asked<'_>, tally: &mut Tally) -> Result<()> {
         }
     }
     if fixtures.module && wanted("hang") {
-        for (attach, _) in [("kprobe", kprobes), ("fentry", fentry)].into_iter().filter(|(_, has)| *has) {
+        // The order is looked at by the first of these everywhere.
+        if let Some(attach) = holding.last() {
             tally.case(&format!("{attach}/hang/order"), || {
                 order::standing(&tool, &["--attach", attach], &["kmod", crowd::STANDING_CASE])
             });
         }
-        // Whatever the attach type: what is looked at is what it found.
-        if kprobes {
-            tally.case("hang/order-crowd", || order::standing(&tool, &[], &["crowded-standing"]));
-        }
         for expected in expect::HANGING {
-            for (attach, _) in ways.into_iter().filter(|(_, has)| *has) {
+            for attach in &distinct {
                 let name = format!("{attach}/hang/{}", expected.case);
                 tally.case(&name, || hang(&tool, &["--attach", attach], "0", expected).map(drop));
             }
@@ -322,11 +338,15 @@ fn violating(tool: &Tool, attach: &str, fixtures: Fixtures, tally: &mut Tally) -
     }
     tally.case(&format!("{attach}/nothing-else"), || {
         let findings = report::list(&report["findings"]);
-        let stranger = findings.iter().find(|finding| !known.contains(report::comm(finding)));
+        let is_leak = |finding: &Value| report::text(&finding["class"]) == "lock-leak";
+        let stranger = findings.iter().find(|finding| !is_leak(finding) && !known.contains(report::comm(finding)));
         stranger.map_or(Ok(()), |finding| {
             bail!("a finding about {}: {}", report::comm(finding), report::text(&finding["summary"]))
         })
     });
+    if fixtures.module {
+        tally.case(&format!("{attach}/leaks"), || strict::leaks(&report, false));
+    }
     let name = format!("{attach}/pages");
     match symbols::shows_page_tables() {
         Ok(false) => tally.skip(&name, "this kernel does not tell where its direct map is"),
@@ -350,6 +370,7 @@ fn violating_report(tool: &Tool, attach: &str, fixtures: Fixtures) -> Result<Val
 fn violating_once(tool: &Tool, attach: &str, fixtures: Fixtures) -> Result<Value> {
     let ended = tool.run(tool.check(&["--attach", attach], &fixtures.violating()?))?;
     exercised(&ended, fixtures, Kind::Violating)?;
+    exercised(&ended, fixtures, Kind::Leaking)?;
     ensure!(ended.status.code() == Some(1), "ended with {}, not 1: {}", ended.status, tail(&ended.stderr));
     let report = report::parse(&ended.stdout)?;
     ensure!(report::text(&report["verdict"]) == "findings", "the verdict is {}", report["verdict"]);
@@ -358,8 +379,9 @@ fn violating_once(tool: &Tool, attach: &str, fixtures: Fixtures) -> Result<Value
 }
 
 fn clean(tool: &Tool, attach: &str, fixtures: Fixtures) -> Result<()> {
-    let ended = tool.run(tool.check(&["--attach", attach], &fixtures.clean()?))?;
+    let ended = tool.run(tool.check(&["--attach", attach], &fixtures.silent()?))?;
     exercised(&ended, fixtures, Kind::Clean)?;
+    exercised(&ended, fixtures, Kind::Latent)?;
     let report = report::parse(&ended.stdout)?;
     // Skipped events must be told, and must not accuse anybody.
     if attach != "kprobe" && report::only_skipped(&report) {

@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use super::{
-    Tally,
+    Asked, Tally,
     report::{self, list, text},
     tool::{LIMIT, Tool, tail},
 };
@@ -30,10 +30,16 @@ const INVERTING: &[(&str, &str, usize, &str, &str)] = &[
     ("ord-pinning", "classes", 2, "pagetrace_fixture:ptf_pinning_lock", "symbol"),
 ];
 
-/// Runs the cases: by the attach type that is chosen here, or, if that is asked for, by each there is.
-pub fn run(tool: &Tool, module: bool, ways: &[&str], thorough: bool, tally: &mut Tally) {
+/// Runs the cases: by the attach type that is chosen here, or, if nothing else is asked for, by each there is.
+pub fn run(tool: &Tool, asked: &Asked<'_>, module: bool, ways: &[&str], tally: &mut Tally) {
     let Some(first) = ways.first() else { return tally.skip("order", "this kernel shows no locks but mmap locks") };
-    if !thorough {
+    if module && asked.rest() {
+        tally.case("order/reloaded-recorded", || reloaded_recorded(tool));
+    }
+    if !asked.kernel() {
+        return;
+    }
+    if asked.only.is_none() {
         return once(tool, module, tally);
     }
     for attach in ways {
@@ -55,7 +61,6 @@ pub fn run(tool: &Tool, module: bool, ways: &[&str], thorough: bool, tally: &mut
     if module {
         tally.case("order/silent-without", || silent_without(tool, first));
         tally.case("order/recorded", || recorded(tool, first));
-        tally.case("order/reloaded-recorded", || reloaded_recorded(tool));
         tally.case("order/by-access", || by_access(tool));
         if ways.contains(&"kprobe") {
             tally.case("order/crowded", || crowded(tool));
@@ -102,7 +107,6 @@ fn once(tool: &Tool, module: bool, tally: &mut Tally) {
     }
     tally.case("order/nothing-else", || nothing_else(&report));
     tally.case("order/reloaded", || reloaded(&report));
-    tally.case("order/reloaded-recorded", || reloaded_recorded(tool));
     tally.case("order/by-access", || by_access(tool));
 }
 

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
-use super::{Tally, holds, report, swap::Swap, symbols, tool::Tool};
+use super::{Asked, Tally, holds, report, swap::Swap, symbols, tool::Tool};
 use crate::fixture::states;
 
 /// What has to be said of each page of a state.
@@ -92,7 +92,16 @@ impl Drop for Held {
 }
 
 /// Runs the part. On somebody's own machine nothing is set up: no swap, no hugetlb.
-pub fn run(tool: &Tool, host: bool, tally: &mut Tally) {
+pub fn run(tool: &Tool, asked: &Asked<'_>, tally: &mut Tally) {
+    if asked.rest() {
+        tally.case("pages/own-holds", || holds::measured(tool));
+    }
+    if asked.kernel() {
+        every_state(tool, asked.host, tally);
+    }
+}
+
+fn every_state(tool: &Tool, host: bool, tally: &mut Tally) {
     let swap = if host { None } else { Swap::on().ok() };
     if !host && let Err(err) = states::reserve_hugetlb(4) {
         eprintln!("hugetlb: {err:#}");
@@ -113,7 +122,6 @@ pub fn run(tool: &Tool, host: bool, tally: &mut Tally) {
     }
     tally.case("pages/nothing-else", || nothing_else(&document, &held));
     tally.case("pages/both-ways", || both_ways(tool, &held));
-    tally.case("pages/own-holds", || holds::measured(tool));
     // The pages come back before their swap goes.
     drop(held);
     drop(swap);

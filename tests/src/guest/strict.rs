@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use super::{
-    Fixtures, Tally, exercised,
+    Asked, Fixtures, Tally, exercised,
     report::{self, comm, list, text},
     symbols,
     tool::{Ended, Tool, tail},
@@ -25,11 +25,16 @@ const LATENT: &[(&str, bool, &str, &str)] = &[
 ];
 
 /// Runs these cases.
-pub fn run(tool: &Tool, kprobes: bool, fentry: bool, fixtures: Fixtures, tally: &mut Tally) {
+pub fn run(tool: &Tool, asked: &Asked<'_>, kprobes: bool, fentry: bool, fixtures: Fixtures, tally: &mut Tally) {
     if !kprobes {
         return tally.case("strict/cannot", || cannot(tool));
     }
-    tally.case("strict/probes", || probes(tool));
+    if asked.rest() {
+        tally.case("strict/probes", || probes(tool));
+    }
+    if !asked.kernel() {
+        return;
+    }
     if fixtures.latent() {
         match everything(tool, fixtures) {
             Ok(report) => {
@@ -40,7 +45,6 @@ pub fn run(tool: &Tool, kprobes: bool, fentry: bool, fixtures: Fixtures, tally: 
             }
             Err(error) => tally.case("strict/kprobe", || Err(error)),
         }
-        tally.case("leaks", || without(tool, fixtures));
     } else {
         tally.case("strict/faults-are-faults", || faults(&violating(tool, fixtures)?, fixtures));
     }
@@ -85,7 +89,7 @@ fn latent(attach: &str, report: &Value, tally: &mut Tally) {
 
 /// Every case that is wrong in some way, in one run.
 fn everything(tool: &Tool, fixtures: Fixtures) -> Result<Value> {
-    let words = [vec!["each", "all-latent", "+", "all-leaking", "+"], fixtures.violating()?].concat();
+    let words = [fixtures.violating()?, vec!["+", "all-latent"]].concat();
     let ended = tool.run(tool.check(&["--strict", "--attach", "kprobe"], &words))?;
     for kind in [Kind::Latent, Kind::Leaking, Kind::Violating] {
         exercised(&ended, fixtures, kind)?;
@@ -142,19 +146,6 @@ fn matches(report: &Value, (case, write, relation, mode): &(&str, bool, &str, &s
     Ok(())
 }
 
-/// Without being asked to be strict it says nothing of accesses that did not fault, nor of locks taken along.
-fn without(tool: &Tool, fixtures: Fixtures) -> Result<()> {
-    let ended = tool.run(tool.check(&["--attach", "kprobe"], &["each", "all-latent", "+", "all-leaking"]))?;
-    for kind in [Kind::Latent, Kind::Leaking] {
-        exercised(&ended, fixtures, kind)?;
-    }
-    let report = report::parse(&ended.stdout)?;
-    leaks(&report, false)?;
-    let findings = list(&report["findings"]);
-    ensure!(findings.len() == 1, "there is one leak, and there are {} findings: {findings:?}", findings.len());
-    Ok(())
-}
-
 /// With kprobes hardly anything is skipped, so a run in which nothing was must come soon.
 fn clean(tool: &Tool, fixtures: Fixtures) -> Result<()> {
     let mut report = Value::Null;
@@ -189,7 +180,10 @@ fn faults(report: &Value, fixtures: Fixtures) -> Result<()> {
 }
 
 /// A lock left behind at the end of a task is found always; one taken to user mode, by a strict check.
-fn leaks(report: &Value, strict: bool) -> Result<()> {
+///
+/// # Errors
+/// The first difference.
+pub fn leaks(report: &Value, strict: bool) -> Result<()> {
     let expected: &[&str] = if strict { &["leak-exit", "leak-return"] } else { &["leak-exit"] };
     let leaking: Vec<_> =
         CASES.iter().filter(|case| case.kind == Kind::Leaking).map(|case| cases::comm_of(case.name)).collect();

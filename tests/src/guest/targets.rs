@@ -28,7 +28,7 @@ pub fn run(tool: &Tool, asked: &Asked<'_>, tally: &mut Tally) {
         tally
             .case("target/pid-acts", || seen(tool, &["uprobe-fault"], |actor, _| vec!["-p".into(), actor.to_string()]));
     }
-    if asked.manners() {
+    if asked.rest() {
         others(tool, tally);
     }
     // Whoever is among none of these is not looked at.
@@ -45,7 +45,7 @@ pub fn run(tool: &Tool, asked: &Asked<'_>, tally: &mut Tally) {
                     })
                 });
             }
-            if asked.manners() {
+            if asked.rest() {
                 tally.case("target/elsewhere", || {
                     silent(tool, &["uprobe-fault"], |_, other| [&elsewhere(other)[..], &option()].concat())
                 });

@@ -36,30 +36,30 @@ const LONGEST: &[(&str, Share)] = &[
     ("6.1", Share::Kernel),
     ("5.10", Share::Kernel),
     ("6.18", Share::Kernel),
-    ("7.3", Share::Manners),
-    ("5.10", Share::Manners),
+    ("7.3", Share::Rest),
+    ("5.10", Share::Rest),
 ];
 
-/// The suite in two, as the guests know it: what a kernel decides is asked of each, how pagetrace behaves towards people of
-/// the oldest and the newest alone, and of this machine's own.
+/// The suite in two, as the guests know it: what every kernel has to be asked, and what the oldest, the newest and this machine's
+/// own are enough for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Share {
     Kernel,
-    Manners,
+    Rest,
 }
 
 impl Share {
     fn word(self) -> &'static str {
         match self {
             Self::Kernel => "kernel",
-            Self::Manners => "manners",
+            Self::Rest => "rest",
         }
     }
 
     fn of(self, series: &str) -> String {
         match self {
             Self::Kernel => format!("vm {series}"),
-            Self::Manners => format!("vm {series}, manners"),
+            Self::Rest => format!("vm {series}, the rest"),
         }
     }
 }
@@ -119,7 +119,7 @@ fn in_guests(fetched: Vec<Fetched>) -> VecDeque<Job> {
         match kernel {
             Ok(kernel) => {
                 if index == 0 || index == last {
-                    jobs.push((kernel.clone(), Share::Manners));
+                    jobs.push((kernel.clone(), Share::Rest));
                 }
                 jobs.push((kernel, Share::Kernel));
             }
@@ -230,17 +230,17 @@ mod tests {
     #[test]
     fn every_kernel_is_asked_and_the_outer_ones_for_all() {
         let fetched = ["5.10", "6.1", "6.18", "7.3"].map(kernel).into();
-        assert_eq!(names(fetched), ["vm 7.3", "vm 6.1", "vm 5.10", "vm 6.18", "vm 7.3, manners", "vm 5.10, manners"]);
+        assert_eq!(names(fetched), ["vm 7.3", "vm 6.1", "vm 5.10", "vm 6.18", "vm 7.3, the rest", "vm 5.10, the rest"]);
     }
 
     #[test]
     fn one_kernel_is_asked_for_all() {
-        assert_eq!(names(vec![kernel("6.12")]), ["vm 6.12", "vm 6.12, manners"]);
+        assert_eq!(names(vec![kernel("6.12")]), ["vm 6.12", "vm 6.12, the rest"]);
     }
 
     #[test]
     fn a_kernel_that_is_missing_is_a_suite_that_fails() {
         let fetched = vec![("6.1".to_owned(), Err(anyhow!("gone"))), kernel("7.3")];
-        assert_eq!(names(fetched), ["no 6.1", "vm 7.3", "vm 7.3, manners"]);
+        assert_eq!(names(fetched), ["no 6.1", "vm 7.3", "vm 7.3, the rest"]);
     }
 }
