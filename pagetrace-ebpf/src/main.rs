@@ -6,6 +6,7 @@
 #![no_main]
 #![expect(unsafe_code, reason = "BPF programs read kernel memory and call helpers")]
 
+mod handover;
 mod hooks;
 mod kernel;
 mod shims;

@@ -11,7 +11,7 @@ use aya_ebpf::{
     maps::HashMap,
 };
 use pagetrace_ebpf::wire::{
-    counter,
+    body, counter,
     fault::{X86_PF_WRITE, violation},
     setting,
 };
@@ -22,12 +22,14 @@ use super::{
     violation::{emit, wanted},
 };
 use crate::{
+    handover::{GoesOn, Handed, go_on, handed},
     kernel::{current_mm, member, nofault, read, setting},
     state::{Access, count, holds, task},
 };
 
 /// Whether user memory is written or read.
 #[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
 pub(crate) enum Direction {
     /// Read.
     From,
@@ -132,25 +134,25 @@ fn concerns(ip: u64) -> bool {
 
 /// A function that accesses user memory at `address` was entered; `ip` is where its probe sits.
 #[inline(always)]
-pub(crate) fn on_access(ctx: &impl EbpfContext, ip: u64, address: u64, direction: Direction) {
+pub(crate) fn on_access(ctx: &impl GoesOn, ip: u64, address: u64, direction: Direction) {
     if concerns(ip) {
-        judge(ctx, ip, address, direction);
+        look_into(ctx, ip, address, direction);
     }
 }
 
 /// A function that copies from `from` to `to` was entered: whichever is a user address is the access.
 #[inline(always)]
-pub(crate) fn on_move(ctx: &impl EbpfContext, ip: u64, to: u64, from: u64) {
+pub(crate) fn on_move(ctx: &impl GoesOn, ip: u64, to: u64, from: u64) {
     if !concerns(ip) {
         return;
     }
     let (address, direction) = if to >> 63 == 0 { (to, Direction::To) } else { (from, Direction::From) };
-    judge(ctx, ip, address, direction);
+    look_into(ctx, ip, address, direction);
 }
 
 /// A function that copies to or from what an iterator describes was entered.
 #[inline(always)]
-pub(crate) fn on_iterator(ctx: &impl EbpfContext, ip: u64, iter: u64, direction: Direction) {
+pub(crate) fn on_iterator(ctx: &impl GoesOn, ip: u64, iter: u64, direction: Direction) {
     if !concerns(ip) || nofault() {
         return;
     }
@@ -173,7 +175,7 @@ pub(crate) fn on_iterator(ctx: &impl EbpfContext, ip: u64, iter: u64, direction:
         return;
     };
     let Some(start) = start else { return count_unknown(&unknown) };
-    judge(ctx, ip, start.wrapping_add(offset), direction);
+    look_into(ctx, ip, start.wrapping_add(offset), direction);
 }
 
 /// Counts an access that cannot be judged, when it would have been the target's.
@@ -184,8 +186,16 @@ fn count_unknown(access: &Access) {
     }
 }
 
+/// Goes on to the program that [`judge`]s.
 #[inline(always)]
-fn judge(ctx: &impl EbpfContext, ip: u64, address: u64, direction: Direction) {
+fn look_into(ctx: &impl GoesOn, ip: u64, address: u64, direction: Direction) {
+    go_on(ctx, body::ACCESS, Handed { about: address, ip, flags: direction as u32 });
+}
+
+/// The access that was given along.
+#[inline(always)]
+pub(crate) fn judge(ctx: &impl EbpfContext) {
+    let Some(Handed { about: address, ip, flags: direction }) = handed() else { return };
     let mm = current_mm();
     if address >> 63 != 0 || mm == 0 || nofault() {
         return;
@@ -198,7 +208,7 @@ fn judge(ctx: &impl EbpfContext, ip: u64, address: u64, direction: Direction) {
         mm,
         address,
         ip,
-        error: if direction == Direction::To { X86_PF_WRITE } else { 0 },
+        error: if direction == Direction::To as u32 { X86_PF_WRITE } else { 0 },
         flags: violation::LATENT | violation::ERROR_KNOWN,
         own_readers: 0,
     };

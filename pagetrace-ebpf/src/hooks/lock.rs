@@ -77,7 +77,8 @@ pub(crate) fn on_outcome(ctx: &impl Probed, mm: u64, flags: u32, acquired: bool)
     }
 }
 
-/// A function that can fail to acquire was entered; [`on_return`] tells how it ended.
+/// A function that acquires was entered. With [`held::TENTATIVE`] it can fail, and [`on_return`] tells how it ended; without, the
+/// lock counts as held.
 #[inline(always)]
 pub(crate) fn on_attempt(ctx: &impl Probed, mm: u64, flags: u32) {
     if ignored(mm) {
@@ -85,20 +86,28 @@ pub(crate) fn on_attempt(ctx: &impl Probed, mm: u64, flags: u32) {
     }
     let Some(task) = task_or_new() else { return };
     settle(task);
-    let told = stream::lock(task, mm, op::ATTEMPT, flags);
-    confirm(ctx, task, mm, flags, false);
-    push(ctx, task, mm, flags | held::TENTATIVE | told.streamed);
-    task.attempt_frame = ctx.on_stack();
-    stream::locked(task, mm, op::ATTEMPT, flags, told);
+    let tentative = flags & held::TENTATIVE != 0;
+    let op = if tentative { op::ATTEMPT } else { op::ACQUIRED };
+    let told = stream::lock(task, mm, op, flags & !held::TENTATIVE);
+    confirm(ctx, task, mm, flags, !tentative);
+    push(ctx, task, mm, flags | told.streamed);
+    if tentative {
+        task.attempt_frame = ctx.on_stack();
+    }
+    stream::locked(task, mm, op, flags & !held::TENTATIVE, told);
 }
 
-/// The same function was entered for a lock that is none of an mm. Called from where an attempt was that is still open, it
-/// tells that the attempt's return was missed; its own must not be taken for it.
+/// Whether the same function was entered, for a lock that is none of an mm, from where an attempt was made that is still open: the
+/// attempt's return was missed then, and the one to come must not be taken for it.
 #[inline(always)]
-pub(crate) fn on_foreign(ctx: &impl Probed) {
-    if let Some(task) = task()
-        && task.attempt_frame == ctx.on_stack()
-    {
+pub(crate) fn tells_of_a_missed_return(ctx: &impl Probed) -> bool {
+    task().is_some_and(|task| task.attempt_frame == ctx.on_stack())
+}
+
+/// [`tells_of_a_missed_return`].
+#[inline(always)]
+pub(crate) fn on_missed_return() {
+    if let Some(task) = task() {
         settle(task);
     }
 }

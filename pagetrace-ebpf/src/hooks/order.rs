@@ -50,7 +50,7 @@ const NEEDS_SITE: u32 = 1 << 2;
 
 /// Whether the current task's locks are followed: the target's, and never the tracer's own.
 #[inline(always)]
-fn is_followed() -> bool {
+pub(crate) fn is_followed() -> bool {
     bpf_get_current_pid_tgid() >> 32 != setting(setting::SELF_TGID) && target::acts()
 }
 

@@ -10,7 +10,7 @@ use aya_ebpf::{
     programs::{PerfEventContext, ProbeContext},
 };
 
-use crate::hooks::access::{Direction, on_access, on_iterator, on_move};
+use crate::hooks::access::{Direction, judge, on_access, on_iterator, on_move};
 
 /// Where the probe sits, and the registers in which functions take addresses.
 struct Registers {
@@ -55,6 +55,20 @@ macro_rules! accesses {
             0
         }
     )*};
+}
+
+/// What the kprobes go on to when the task holds a lock.
+#[kprobe]
+pub(crate) fn kp_judge(ctx: ProbeContext) -> u32 {
+    judge(&ctx);
+    0
+}
+
+/// What the breakpoints go on to then.
+#[perf_event]
+pub(crate) fn bp_judge(ctx: PerfEventContext) -> u32 {
+    judge(&ctx);
+    0
 }
 
 use Direction::{From, To};

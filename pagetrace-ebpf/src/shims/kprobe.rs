@@ -8,9 +8,10 @@ use aya_ebpf::{
     macros::{kprobe, kretprobe},
     programs::{ProbeContext, RetProbeContext},
 };
-use pagetrace_ebpf::wire::{lock::held, setting, walk::function};
+use pagetrace_ebpf::wire::{body, lock::held, setting, walk::function};
 
 use crate::{
+    handover::{Handed, go_on, handed},
     hooks::{fault, lock, task, walk},
     kernel::{mm_of_lock, setting},
 };
@@ -27,17 +28,10 @@ macro_rules! acquire {
         #[inline(always)]
         pub(crate) fn $name(ctx: ProbeContext) -> u32 {
             if let Some(mm) = mm_of_lock(arg(&ctx, 0)) {
-                let trace = setting(setting::TRACE) == 1;
-                if trace {
-                    lock::begin_wait(mm);
-                }
-                if $always && !trace {
-                    lock::on_outcome(&ctx, mm, $flags, true);
-                } else {
-                    lock::on_attempt(&ctx, mm, $flags);
-                }
-            } else if !$always || setting(setting::TRACE) == 1 {
-                lock::on_foreign(&ctx);
+                let tentative = if $always { 0 } else { held::TENTATIVE };
+                go_on(&ctx, body::ACQUIRE, Handed { about: mm, ip: 0, flags: $flags | tentative });
+            } else if (!$always || setting(setting::TRACE) == 1) && lock::tells_of_a_missed_return(&ctx) {
+                go_on(&ctx, body::ACQUIRE, Handed { about: NONE, ip: 0, flags: 0 });
             }
             0
         }
@@ -51,6 +45,25 @@ acquire! {
     kp_down_write_killable, false, held::WRITE;
     kp_down_read_trylock, false, held::READ | held::TRY;
     kp_down_write_trylock, false, held::WRITE | held::TRY;
+}
+
+/// Stands for the mm of a lock that is none's.
+const NONE: u64 = 0;
+
+/// What all of these go on to when the lock is an mm's, or tells of one that was.
+#[kprobe]
+pub(crate) fn kp_acquire(ctx: ProbeContext) -> u32 {
+    let Some(Handed { about: mm, flags, .. }) = handed() else { return 0 };
+    if mm == NONE {
+        lock::on_missed_return();
+        return 0;
+    }
+    let trace = setting(setting::TRACE) == 1;
+    if trace {
+        lock::begin_wait(mm);
+    }
+    lock::on_attempt(&ctx, mm, if trace { flags | held::TENTATIVE } else { flags });
+    0
 }
 
 macro_rules! returned {

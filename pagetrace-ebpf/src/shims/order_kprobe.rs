@@ -4,9 +4,12 @@ use aya_ebpf::{
     macros::{kprobe, kretprobe},
     programs::{ProbeContext, RetProbeContext},
 };
-use pagetrace_ebpf::wire::{lock::held, order::how};
+use pagetrace_ebpf::wire::{body, lock::held, order::how};
 
-use crate::hooks::order;
+use crate::{
+    handover::{Handed, go_on, handed},
+    hooks::order,
+};
 
 #[inline(always)]
 fn arg(ctx: &ProbeContext, index: usize) -> u64 {
@@ -17,7 +20,9 @@ macro_rules! want {
     ($($name:ident, $flags:expr;)*) => {$(
         #[kprobe]
         pub(crate) fn $name(ctx: ProbeContext) -> u32 {
-            order::on_want(&ctx, arg(&ctx, 0), $flags);
+            if order::is_followed() {
+                go_on(&ctx, body::WANT, Handed { about: arg(&ctx, 0), ip: 0, flags: $flags });
+            }
             0
         }
     )*};
@@ -33,6 +38,15 @@ want! {
     kp_order_write, held::WRITE;
     kp_order_write_may_fail, held::WRITE | held::TENTATIVE;
     kp_order_write_try, held::WRITE | held::TENTATIVE | held::TRY;
+}
+
+/// What all of these go on to.
+#[kprobe]
+pub(crate) fn kp_want(ctx: ProbeContext) -> u32 {
+    if let Some(Handed { about: lock, flags, .. }) = handed() {
+        order::on_want(&ctx, lock, flags);
+    }
+    0
 }
 
 /// Of functions that return 0 when they have the lock.

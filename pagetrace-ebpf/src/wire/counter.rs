@@ -69,4 +69,6 @@ counters! {
     FAULT_END_MISSED = 27, "fault_end_missed";
     /// That a module was unloaded found no room in the ring buffer: what came in its place may bear its names.
     UNLOAD_LOST = 28, "module_unload_lost";
+    /// A program found none to go on to: what it was about to tell was not told.
+    HANDOVER_FAILED = 29, "handover_failed";
 }

@@ -3,6 +3,7 @@
 //! Integers and arrays of integers only, padding explicit, sizes asserted: any byte pattern is a valid value, so
 //! decoding never needs `unsafe` and never panics. Numbers given to kinds, counters and settings are never reused.
 
+pub mod body;
 mod codec;
 pub mod counter;
 pub mod fault;

@@ -48,7 +48,7 @@ pub struct Inputs {
 /// Counters that can hide a violation, and how a person would say it. The others are told, but hide nothing: a
 /// full ring counts here only through the violations it swallowed, an unreadable stack leaves its finding standing,
 /// and a hold found stale was found.
-const HIDES: [(&str, &str); 14] = [
+const HIDES: [(&str, &str); 15] = [
     ("violation_lost", "violations found no room in the ring buffer: give it more with --ring-bytes"),
     ("task_map_full", "tasks could not be tracked, their map was full: give it more with --max-tasks"),
     (
@@ -65,6 +65,10 @@ const HIDES: [(&str, &str); 14] = [
     ),
     ("order_task_map_full", "tasks whose locks were to be followed found no room: give it more with --max-tasks"),
     ("order_held_overflow", "tasks held more sleeping locks than are followed"),
+    (
+        "handover_failed",
+        "programs did not find the one that does the rest of their work, and what they saw was not told",
+    ),
     ("order_edge_map_full", "edges of the lock order found no room and were not told"),
     ("order_edge_lost", "edges of the lock order found no room in the ring buffer: give it more with --ring-bytes"),
     ("order_return_missed", "returns of lock functions were missed, so locks were not followed"),

@@ -12,7 +12,7 @@ use aya::{
     maps::{Array, HashMap, MapData, MapError, PerCpuArray, RingBuf, StackTraceMap},
     programs::{BtfTracePoint, FEntry, FExit, KProbe, PerfEvent, Program, ProgramError, RawTracePoint},
 };
-use pagetrace_ebpf::wire::{counter, order, seen, setting, task};
+use pagetrace_ebpf::wire::{body, counter, order, seen, setting, task};
 use tokio::io::unix::AsyncFd;
 
 use cast::linked;
@@ -173,7 +173,10 @@ pub fn attach(
         loader.map_max_entries("TARGETS", 1);
     }
     let probes = plan.probes();
-    let wanted = |name: &str| iterate::PROGRAMS.contains(&name) || probes.iter().any(|probe| probe.program == name);
+    let wanted = |name: &str| {
+        let goes_on = |probe: &Probe| body::of(&probe.program).is_some_and(|body| body.program == name);
+        iterate::PROGRAMS.contains(&name) || probes.iter().any(|probe| probe.program == name || goes_on(probe))
+    };
     let types = begun.elapsed();
     let mut code = only(OBJECT, &wanted);
     if let Some(Cast { function, .. }) = cast {
@@ -246,23 +249,27 @@ fn order_maps(settings: &Settings, sizes: Sizes) -> Vec<(&'static str, u32)> {
 /// Loads the probes' programs. One that goes to several targets is loaded once.
 fn load_all(bpf: &mut Ebpf, probes: &[&Probe], btf: &Btf, loaded: &mut Vec<String>) -> Result<(), AttachError> {
     for probe in probes {
-        if !loaded.contains(&probe.program) {
-            let begun = Instant::now();
-            load(bpf, probe, btf).map_err(|why| refused(probe, &why))?;
-            // Asking costs a system call for each program: only who reads the log pays.
-            log::debug!(
-                "{} loaded in {:?}, instructions verified: {:?}",
-                probe.program,
-                begun.elapsed(),
-                program(bpf, &probe.program)
-                    .and_then(|program| program.info())
-                    .ok()
-                    .and_then(|info| info.verified_instruction_count())
-            );
-            loaded.push(probe.program.clone());
+        if loaded.contains(&probe.program) {
+            continue;
         }
+        if let Some(body) = body::of(&probe.program) {
+            bodies::load(bpf, body, probe)?;
+        }
+        let begun = Instant::now();
+        load(bpf, probe, btf).map_err(|why| refused(probe, &why))?;
+        log_cost(bpf, &probe.program, begun);
+        loaded.push(probe.program.clone());
     }
     Ok(())
+}
+
+/// Asking costs a system call for each program: only who reads the log pays.
+fn log_cost(bpf: &mut Ebpf, name: &str, begun: Instant) {
+    log::debug!(
+        "{name} loaded in {:?}, instructions verified: {:?}",
+        begun.elapsed(),
+        program(bpf, name).and_then(|program| program.info()).ok().and_then(|info| info.verified_instruction_count())
+    );
 }
 
 fn map(bpf: &mut Ebpf, name: &str) -> Result<aya::maps::Map, AttachError> {
@@ -453,6 +460,7 @@ fn recursion_misses(program: &Program) -> Option<u64> {
 }
 
 mod access;
+mod bodies;
 mod cast;
 mod iterate;
 #[cfg(test)]
