@@ -89,6 +89,9 @@ fn cargo(title: &str, args: &[&str]) -> Result<()> {
         .arg(workspace::target().join("static"))
         .args(args)
         .current_dir(workspace::root())
+        // As users are given it. Line tables are half of a binary, and a guest has all of it in memory before it does anything.
+        .env("CARGO_PROFILE_RELEASE_DEBUG", "false")
+        .env("CARGO_PROFILE_RELEASE_STRIP", "debuginfo")
         // With an explicit target the flags reach neither build scripts nor procedural macros.
         .env("RUSTFLAGS", "-C target-feature=+crt-static")
         .env_remove("CARGO_ENCODED_RUSTFLAGS");

@@ -33,7 +33,6 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     fs::create_dir_all(&out).with_context(|| format!("cannot create {}", out.display()))?;
     let binary = build::build_pagetrace()?;
     copy(&binary, &out.join("pagetrace"), 0o755)?;
-    strip(&out.join("pagetrace"))?;
     let mut generate = Command::new(workspace::cargo());
     generate.args(["run", "--quiet", "--package", "pagetrace-tests", "--bin", "pagetrace-generate", "--"]).arg(&out);
     step::run("man pages and completions", generate.current_dir(workspace::root()))?;
@@ -52,15 +51,6 @@ fn copy(from: &Path, to: &Path, mode: u32) -> Result<()> {
     }
     fs::copy(from, to).with_context(context)?;
     fs::set_permissions(to, fs::Permissions::from_mode(mode)).with_context(context)
-}
-
-/// Line tables are half of the binary; names for backtraces stay.
-fn strip(binary: &Path) -> Result<()> {
-    let mut strip = Command::new("strip");
-    let done =
-        step::capture("strip", strip.arg("--strip-debug").arg(binary)).context("is strip (package binutils) there?")?;
-    ensure!(done.status.success(), "{strip:?} failed: {}", done.tail());
-    Ok(())
 }
 
 fn compressed(from: &Path, to: &Path) -> Result<()> {

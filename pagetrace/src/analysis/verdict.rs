@@ -60,15 +60,15 @@ const HIDES: [(&str, &str); 15] = [
     ("target_map_full", "children of the target could not be followed, their map was full"),
     ("kernel_read_failed", "kernel structures could not be read"),
     (
+        "handover_failed",
+        "programs did not find the one that does the rest of their work, and what they saw was not told",
+    ),
+    (
         "access_unknown",
         "copies under a lock could not be told from copies within the kernel, or from ones that cannot sleep",
     ),
     ("order_task_map_full", "tasks whose locks were to be followed found no room: give it more with --max-tasks"),
     ("order_held_overflow", "tasks held more sleeping locks than are followed"),
-    (
-        "handover_failed",
-        "programs did not find the one that does the rest of their work, and what they saw was not told",
-    ),
     ("order_edge_map_full", "edges of the lock order found no room and were not told"),
     ("order_edge_lost", "edges of the lock order found no room in the ring buffer: give it more with --ring-bytes"),
     ("order_return_missed", "returns of lock functions were missed, so locks were not followed"),
