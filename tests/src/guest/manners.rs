@@ -82,7 +82,7 @@ fn towards_people(tool: &Tool, host: bool, fixtures: Fixtures, tally: &mut Tally
 fn shortcuts(tool: &Tool, casts: bool) -> Result<()> {
     for attach in [[].as_slice(), &["--attach", "tracepoint"]] {
         let args = [&["--verify-shortcuts"], attach].concat();
-        let mut command = tool.check(&args, &["mmap-storm", "6000"]);
+        let mut command = tool.check(&args, &["mmap-storm", "3000"]);
         command.env("RUST_LOG", "pagetrace=debug");
         let ended = tool.run(command)?;
         if !attach.is_empty() && ended.status.code() == Some(3) {

@@ -20,9 +20,9 @@ use crate::{
     vm::{self, Outcome, VmFile, VmSpec, kernel::Kernel, spec},
 };
 
-/// One more than the processors this is meant for: a guest often waits, for its kernel to be sure that nobody is in a probe. With two
-/// more all took longer.
-const AT_A_TIME: usize = 3;
+/// Two more than the processors this is meant for: a guest often waits, for its kernel to be sure that nobody is in a probe, or for a
+/// deadlock to have lasted.
+const AT_A_TIME: usize = 4;
 const TIMEOUT: Duration = Duration::from_secs(2400);
 
 /// Longer than the suite lets one run of pagetrace last (`LIMIT` in the tests' guest/tool.rs), so that a slow case fails by its name
@@ -76,7 +76,7 @@ enum Job {
     Units,
 }
 
-/// Runs `cargo test`, the suite on every kernel that was fetched, and that of `pagetrace vm` where there is its series or all are
+/// Runs the suite of this machine, `cargo test`, the suite on every kernel that was fetched, and that of `pagetrace vm` where there is its series or all are
 /// wanted; a kernel that was not fetched is a failure. Each suite is sent when it has ended.
 pub(super) fn all(fetched: Vec<Fetched>, everything: bool, binaries: Option<&StaticBinaries>, suites: &Sender<Suite>) {
     let Some(binaries) = binaries else {
@@ -96,17 +96,21 @@ pub(super) fn all(fetched: Vec<Fetched>, everything: bool, binaries: Option<&Sta
     if everything || image.is_some() {
         jobs.push_back(Job::Command(image));
     }
+    let beside_host = matches!(jobs.front(), Some(Job::Kernel(..)));
     let queue = Mutex::new(jobs);
+    let work = |suites: Sender<Suite>| {
+        while let Some(job) = queue.lock().ok().and_then(|mut queue| queue.pop_front()) {
+            if suites.send(job.run(binaries)).is_err() {
+                return;
+            }
+        }
+    };
     thread::scope(|scope| {
-        for _ in 0..AT_A_TIME {
-            let (queue, sender) = (&queue, suites.clone());
-            scope.spawn(move || {
-                while let Some(job) = queue.lock().ok().and_then(|mut queue| queue.pop_front()) {
-                    if sender.send(job.run(binaries)).is_err() {
-                        return;
-                    }
-                }
-            });
+        // What it traces is this machine: beside it runs what keeps one processor busy, and no more.
+        let early = beside_host.then(|| scope.spawn(|| work(suites.clone())));
+        let _ = suites.send(local::host(binaries));
+        for _ in usize::from(early.is_some())..AT_A_TIME {
+            scope.spawn(|| work(suites.clone()));
         }
     });
 }
