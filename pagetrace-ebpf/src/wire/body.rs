@@ -1,7 +1,8 @@
 //! Programs that others go on to by a tail call: what several have in common goes into the kernel, and past its verifier, once and not
 //! once for each.
 //!
-//! Trampolines cannot: since 6.1 the kernel lets a program go on only to one for a function with the same arguments.
+//! Trampolines cannot: kernels let their programs go on only to one for a function with the same arguments (`attach_func_proto` in
+//! `__bpf_prog_map_compatible`, kernel/bpf/core.c), older ones excepted.
 
 /// Slots of each map of them.
 pub const LEN: u32 = 3;

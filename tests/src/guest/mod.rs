@@ -280,7 +280,7 @@ fn run(asked: &Asked<'_>, tally: &mut Tally) -> Result<()> {
         tally.case("hang/uprobe", || order::by_uprobe(&tool));
     }
     if fixtures.module && rest("hang") {
-        // Newest kernels choose kprobes by themselves, and the oldest have nothing else.
+        // The newest kernel chooses kprobes by itself, and the oldest has nothing else.
         for attach in distinct.iter().filter(|attach| **attach != "kprobe") {
             for expected in expect::HANGING {
                 let name = format!("{attach}/hang/{}", expected.case);

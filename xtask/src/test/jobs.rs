@@ -76,8 +76,8 @@ enum Job {
     Units,
 }
 
-/// Runs the suite of this machine, `cargo test`, the suite on every kernel that was fetched, and that of `pagetrace vm` where there is its series or all are
-/// wanted; a kernel that was not fetched is a failure. Each suite is sent when it has ended.
+/// Runs the suite of this machine, `cargo test`, the suite on every kernel that was fetched, and that of `pagetrace vm` where there is
+/// its series or all are wanted; a kernel that was not fetched is a failure. Each suite is sent when it has ended.
 pub(super) fn all(fetched: Vec<Fetched>, everything: bool, binaries: Option<&StaticBinaries>, suites: &Sender<Suite>) {
     let Some(binaries) = binaries else {
         for (wanted, _) in fetched {
