@@ -28,7 +28,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use expect::{Expected, Hanging};
 use memchr::memmem;
 use serde_json::Value;
-use tool::{Ended, LIMIT, Tool, tail};
+use tool::{Ended, Tool, tail};
 
 use crate::fixture::{
     cases::{self, CASES, Kind},
@@ -420,7 +420,7 @@ fn exercised(ended: &Ended, fixtures: Fixtures, kind: Kind) -> Result<()> {
 /// A deadlock, so many seconds after the command's start: pagetrace must end by itself, say that the command hangs, and
 /// say why.
 fn hang(tool: &Tool, options: &[&str], after: &str, expected: &Hanging) -> Result<Value> {
-    let ended = tool.finish(tool.start(tool.check(options, &["kmod", expected.case, after]))?, LIMIT)?;
+    let ended = tool.run_hanging(|| tool.check(options, &["kmod", expected.case, after]))?;
     ensure!(ended.log.contains("hangs now"), "the case did not begin: {}", tail(&ended.log));
     ensure!(ended.status.code() == Some(1), "ended with {}, not 1: {}", ended.status, tail(&ended.stderr));
     // Before 5.11 a reader may steal the lock from a writer that has only queued (kernel/locking/rwsem.c,

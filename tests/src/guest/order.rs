@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::{
     Asked, Tally,
     report::{self, list, text},
-    tool::{LIMIT, Tool, tail},
+    tool::{Tool, tail},
 };
 use crate::fixture::{
     cases::{self, CASES, Kind},
@@ -286,7 +286,7 @@ fn recorded(tool: &Tool, attach: &str) -> Result<()> {
 /// The first difference.
 pub fn standing(tool: &Tool, options: &[&str], words: &[&str]) -> Result<()> {
     let args = [&["--order"], options].concat();
-    let ended = tool.finish(tool.start(tool.check(&args, words))?, LIMIT)?;
+    let ended = tool.run_hanging(|| tool.check(&args, words))?;
     ensure!(ended.status.code() == Some(1), "ended with {}, not 1: {}", ended.status, tail(&ended.stderr));
     let report = report::parse(&ended.stdout)?;
     let mut found = list(&report["findings"]).iter().filter(|it| text(&it["class"]) == "deadlock");
@@ -322,7 +322,7 @@ pub fn standing(tool: &Tool, options: &[&str], words: &[&str]) -> Result<()> {
 /// # Errors
 /// The first difference.
 pub fn by_uprobe(tool: &Tool) -> Result<()> {
-    let ended = tool.finish(tool.start(tool.check(&[], &["uprobe-deadlock"]))?, LIMIT)?;
+    let ended = tool.run_hanging(|| tool.check(&[], &["uprobe-deadlock"]))?;
     ensure!(ended.log.contains("hangs soon"), "the fixture did not begin: {}", tail(&ended.log));
     ensure!(ended.status.code() == Some(1), "ended with {}, not 1: {}", ended.status, tail(&ended.stderr));
     let report = report::parse(&ended.stdout)?;

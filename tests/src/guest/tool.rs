@@ -15,6 +15,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use pagetrace::live::workload::targets::Stat;
 
+use super::report;
 use crate::fixture;
 
 /// No run may take longer.
@@ -149,6 +150,40 @@ impl Tool {
             }
             thread::sleep(Duration::from_millis(50));
         }
+    }
+
+    /// Runs what makes its tasks hang. Where the kernel skipped events, what tells of the hanging may have been among them, and then
+    /// nothing ends: that is interrupted after a while, has to say what was skipped, and is tried anew.
+    ///
+    /// # Errors
+    /// When it does not end, or did not say.
+    pub fn run_hanging(&self, make: impl Fn() -> Command) -> Result<Ended> {
+        const WHILE: Duration = Duration::from_secs(90);
+        const TRIES: u32 = 3;
+        for left in (0..TRIES).rev() {
+            let mut child = self.start(make())?;
+            let since = Instant::now();
+            while child.try_wait()?.is_none() && since.elapsed() < WHILE {
+                thread::sleep(Duration::from_millis(50));
+            }
+            let interrupted = child.try_wait()?.is_none();
+            if interrupted {
+                signal(&child, libc::SIGINT)?;
+            }
+            let ended = self.finish(child, LIMIT)?;
+            if !interrupted {
+                return Ok(ended);
+            }
+            let report = report::parse(&ended.stdout)?;
+            let skipped = report::loss(&report, "recursion_misses");
+            ensure!(
+                skipped > 0 && left > 0,
+                "nothing told of the hanging, though {skipped} events were skipped: {}",
+                report["loss"]
+            );
+            eprintln!("not told of in {} s, with {skipped} events skipped: {}", WHILE.as_secs(), report["findings"]);
+        }
+        bail!("it was not run")
     }
 
     /// Both.
