@@ -48,7 +48,7 @@ pub struct Inputs {
 /// Counters that can hide a violation, and how a person would say it. The others are told, but hide nothing: a
 /// full ring counts here only through the violations it swallowed, an unreadable stack leaves its finding standing,
 /// and a hold found stale was found.
-const HIDES: [(&str, &str); 15] = [
+const HIDES: [(&str, &str); 17] = [
     ("violation_lost", "violations found no room in the ring buffer: give it more with --ring-bytes"),
     ("task_map_full", "tasks could not be tracked, their map was full: give it more with --max-tasks"),
     (
@@ -71,6 +71,11 @@ const HIDES: [(&str, &str); 15] = [
     ("order_held_overflow", "tasks held more sleeping locks than are followed"),
     ("order_edge_map_full", "edges of the lock order found no room and were not told"),
     ("order_edge_lost", "edges of the lock order found no room in the ring buffer: give it more with --ring-bytes"),
+    ("order_edge_dropped", "more edges of the lock order were told than are kept"),
+    (
+        "order_edge_unproven",
+        "edges of the lock order were left out: their stacks could not be read, or an interrupt had taken the lock that was held",
+    ),
     ("order_return_missed", "returns of lock functions were missed, so locks were not followed"),
     ("recursion_misses", "the kernel skipped events because a program of this tracer was already running on that CPU"),
 ];

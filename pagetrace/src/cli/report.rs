@@ -126,10 +126,10 @@ pub(super) fn read(path: &Path) -> Result<Read> {
     check.finish();
     gather.name_edges(&mut names, true);
     let lock_order = ordered.then(|| gather.order());
-    let (correlator, findings) = gather.finish();
     let count = |name: &String| counters.get(name).copied().unwrap_or(0);
     let mut loss: Loss = order.iter().map(|name| (name.clone().into(), count(name))).collect();
-    loss.push(("uncertain_violation".into(), correlator.uncertain));
+    loss.extend(gather.loss(ordered).map(|(name, count)| (name.into(), count)));
+    let (correlator, findings) = gather.finish();
     // One that was not finished does not say how long it took.
     let unfinished = || End { watched_ns: latest.saturating_sub(header.attached_at_ns), ..End::default() };
     let End { command, watched_ns, mut reasons, deadlocks } = end.unwrap_or_else(unfinished);

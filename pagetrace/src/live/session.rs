@@ -402,10 +402,10 @@ pub async fn run(facts: &KernelFacts, mut spec: Spec, observer: &mut dyn Observe
     session.take_repeats(observer)?;
     session.drain(observer);
     let order = if spec.run.order { Some(session.order(observer)?) } else { None };
+    let mut loss: Loss = by_cpu.iter().map(|(name, values)| ((*name).into(), values.iter().sum())).collect();
+    loss.extend(session.gather.loss(spec.run.order).map(|(name, count)| (name.into(), count)));
     let (correlator, findings) = session.gather.finish();
     log::debug!("disproved by their stack: {}", correlator.disproved);
-    let mut loss: Loss = by_cpu.iter().map(|(name, values)| ((*name).into(), values.iter().sum())).collect();
-    loss.push(("uncertain_violation".into(), correlator.uncertain));
     Ok(Outcomes {
         plan,
         findings,

@@ -1,5 +1,7 @@
 //! Findings as they come, with their names: the one way from records to a report, live and from a recording.
 
+use std::iter;
+
 use super::{
     order::{ReportedEdge, ReportedOrder},
     report::ReportedFinding,
@@ -85,6 +87,12 @@ impl Gather {
     /// The lock order as it is now.
     pub fn order(&mut self) -> ReportedOrder {
         ReportedOrder::of(&self.orders, self.named_edges.clone())
+    }
+
+    /// What was lost of the findings, and of the order where that was `ordered`, beside what the kernel side counts.
+    pub fn loss(&self, ordered: bool) -> impl Iterator<Item = (&'static str, u64)> {
+        let edges = ordered.then(|| self.orders.left_out()).into_iter().flatten();
+        iter::once(("uncertain_violation", self.correlator.uncertain)).chain(edges)
     }
 
     /// The findings, brought up to date.

@@ -18,7 +18,7 @@ use self::{
     graph::{Arc, Holds, Wants},
     known::Known,
 };
-use super::{LockMode, MmId, Stacks, TaskId};
+use super::{LockMode, MmId, Stacks, TaskId, interrupt};
 use crate::record::name;
 
 /// Edges that are kept; further ones are counted.
@@ -121,7 +121,8 @@ pub struct Orders {
     pub overflow: u64,
     /// Fault handlers that the stack does not show.
     pub disproved: u64,
-    /// Edges whose stack would have had to show the fault handler, and could not be read.
+    /// Edges whose stack would have had to show the fault handler, and could not be read, and those from a lock that an interrupt had
+    /// taken. Neither may be believed; but the kernel side tells an edge once, and so may have told another's.
     pub uncertain: u64,
 }
 
@@ -162,6 +163,14 @@ impl Orders {
         &self.edges
     }
 
+    /// Edges in which no cycle is looked for, by the name that a report gives their number.
+    pub fn left_out(&self) -> [(&'static str, u64); 2] {
+        let usable = self.edges.iter().filter(|edge| edge.known.is_none() && between_instances(edge));
+        let beyond = usable.count().saturating_sub(MAX_INSTANCE_ARCS);
+        let dropped = self.overflow.saturating_add(u64::try_from(beyond).unwrap_or(u64::MAX));
+        [("order_edge_dropped", dropped), ("order_edge_unproven", self.uncertain)]
+    }
+
     /// The cycles that the edges make.
     pub fn inversions(&self) -> Vec<Inversion> {
         let mut out = Vec::new();
@@ -170,13 +179,10 @@ impl Orders {
         for (index, edge) in usable() {
             let [from, to] = ends(&edge.key);
             let arc = Arc { from, to, holds: holds(&edge.held), wants: wants(&edge.wanted) };
-            let both = is_mmap(&edge.held.class) && is_mmap(&edge.wanted.class);
-            match both {
-                // The fault of a task that holds the same lock is told as such.
-                true if from == to && edge.cause != Cause::Lock => {}
-                true if instances.len() < MAX_INSTANCE_ARCS => instances.push((index, arc)),
-                true => {}
-                false => classes.push((index, arc)),
+            if !are_mmaps(edge) {
+                classes.push((index, arc));
+            } else if between_instances(edge) && instances.len() < MAX_INSTANCE_ARCS {
+                instances.push((index, arc));
             }
         }
         let mut add = |shape: fn(usize) -> Shape, of: &[(usize, Arc<[u64; 3]>)], cycles: Vec<graph::Cycle>| {
@@ -205,6 +211,11 @@ impl Orders {
                 return None;
             }
         }
+        let held_stack = stacks.stack(record.held.stack_id).unwrap_or_default();
+        if interrupt::is_one(&held_stack, stacks) {
+            self.uncertain += 1;
+            return None;
+        }
         let raw = key(&record.held.class.id(), record.held.flags, &record.wanted.class.id(), record.wanted.flags);
         let key = settled(raw);
         let [from, to] = ends(&key);
@@ -213,7 +224,7 @@ impl Orders {
         let known = known::known(from == to, is_mmap(&record.wanted.class.id()), takes);
         Some(Edge {
             key,
-            held: lock(&record.held, stacks.stack(record.held.stack_id).unwrap_or_default()),
+            held: lock(&record.held, held_stack),
             wanted: lock(&record.wanted, stack),
             task: super::correlate::task_of_header(&record.header),
             time: record.header.ts,
@@ -229,6 +240,17 @@ impl Orders {
             known,
         })
     }
+}
+
+/// Whether both locks are mmap locks.
+fn are_mmaps(edge: &Edge) -> bool {
+    is_mmap(&edge.held.class) && is_mmap(&edge.wanted.class)
+}
+
+/// Whether an edge is one between address spaces. The fault of a task that holds the same lock is told as such.
+fn between_instances(edge: &Edge) -> bool {
+    let [from, to] = ends(&edge.key);
+    are_mmaps(edge) && (from != to || edge.cause == Cause::Lock)
 }
 
 /// Where on a stack the lock was taken: the caller of the innermost function that takes locks. A tracer's own code can be

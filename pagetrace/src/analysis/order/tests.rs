@@ -13,6 +13,7 @@ use super::*;
 const FAULT_ENTRY: u64 = 0xfa;
 const DUP_MMAP: u64 = 0xd0;
 const DOWN_WRITE: u64 = 0xd1;
+const TIMER: u64 = 0xd2;
 
 struct Fake;
 
@@ -30,7 +31,13 @@ impl Stacks for Fake {
         Some(address)
     }
     fn is_function(&self, address: u64, names: &[&str]) -> bool {
-        address == DUP_MMAP && names.contains(&"dup_mmap") || address == DOWN_WRITE && names.contains(&"down_write")
+        let name = match address {
+            DUP_MMAP => "dup_mmap",
+            DOWN_WRITE => "down_write",
+            TIMER => "hrtimer_interrupt",
+            _ => return false,
+        };
+        names.contains(&name)
     }
 }
 
@@ -124,6 +131,28 @@ fn an_exception_counts_when_its_stack_shows_the_handler() {
     assert_eq!((orders.disproved, orders.uncertain), (1, 1));
     assert_eq!(orders.take(&edge(mutex(50), wanted, &[1, FAULT_ENTRY]), &Fake), Some(0));
     assert_eq!(orders.take(&edge(mutex(50), mmap(1, READ), &[1]), &Fake), None, "the same edge, however proven");
+}
+
+#[test]
+fn a_lock_that_an_interrupt_took_is_not_the_tasks_and_leaves_the_order_open() {
+    let taken_by = |stack_id| OrderLock { stack_id, ..mmap(1, READ | held::TRY) };
+    let seen = |stack_id| {
+        let mut orders = Orders::default();
+        orders.take(&edge(taken_by(stack_id), mutex(50), &[1]), &Fake);
+        orders.take(&edge(mutex(50), mmap(2, READ), &[1]), &Fake);
+        (orders.inversions().len(), orders.left_out())
+    };
+    assert_eq!(seen(TIMER as i32), (0, [("order_edge_dropped", 0), ("order_edge_unproven", 1)]));
+    assert_eq!(seen(3), (1, [("order_edge_dropped", 0), ("order_edge_unproven", 0)]));
+}
+
+#[test]
+fn edges_between_address_spaces_that_are_not_looked_at_are_told() {
+    let owner = |number: usize| number as u64 * 8 + 8;
+    let chain: Vec<_> =
+        (0..MAX_INSTANCE_ARCS + 3).map(|at| (mmap(owner(at), READ), mmap(owner(at + 1), READ))).collect();
+    assert_eq!(orders(&chain).left_out(), [("order_edge_dropped", 3), ("order_edge_unproven", 0)]);
+    assert_eq!(orders(&chain[3..]).left_out(), [("order_edge_dropped", 0), ("order_edge_unproven", 0)]);
 }
 
 #[test]
