@@ -157,7 +157,8 @@ fn one(name: &str, kernel: &Kernel, share: Share, binaries: &StaticBinaries) -> 
         guest::base(&kernel.image, &binaries.pagetrace, &format!("test-{}-{}", kernel.series, share.word()))?;
     assets(&mut spec, binaries, module.as_deref());
     spec.command = ["/bin/pagetrace-guest-suite", "--share", share.word()].map(OsString::from).to_vec();
-    (spec.cpu, spec.append) = machine(&kernel.series, share);
+    spec.cpu = processor(&kernel.series, share).to_owned();
+    APPEND.clone_into(&mut spec.append);
     spec.timeout = TIMEOUT;
     spec.silence = Some(SILENCE);
     let mut suite = Suite::new(name);
@@ -185,15 +186,12 @@ fn one(name: &str, kernel: &Kernel, share: Share, binaries: &StaticBinaries) -> 
 const PROCESSOR: &str = "max,erms=off,la57=off,pku=off";
 
 /// On the kernel's command line. An emulator translates a program anew wherever it lies, so programs lie in one place; and a kernel
-/// that waits for its processors asks them instead of sitting it out.
+/// that waits for its processors asks them instead of sitting it out. This machine's own has neither, nor have those of `pagetrace vm`.
 const APPEND: &str = "norandmaps rcupdate.rcu_expedited=1";
 
-/// The processor's model, and text for the kernel's command line: both save emulated machines time. What is asked of every kernel has
-/// the usual processor in one series, and in another, whose suite is small, the usual way to wait and to lay programs out.
-fn machine(series: &str, share: Share) -> (String, String) {
-    let cpu = if (series, share) == ("5.10", Share::Kernel) { spec::ALL_FEATURES } else { PROCESSOR };
-    let append = if series == "6.18" { "" } else { APPEND };
-    (cpu.to_owned(), append.to_owned())
+/// What is asked of every kernel is asked of one with all that the processor has.
+fn processor(series: &str, share: Share) -> &'static str {
+    if (series, share) == ("5.10", Share::Kernel) { spec::ALL_FEATURES } else { PROCESSOR }
 }
 
 /// Puts what the suite and the demo need into a guest, and says in its environment where it is.
