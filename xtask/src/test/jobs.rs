@@ -96,7 +96,6 @@ pub(super) fn all(fetched: Vec<Fetched>, everything: bool, binaries: Option<&Sta
     if everything || image.is_some() {
         jobs.push_back(Job::Command(image));
     }
-    let beside_host = matches!(jobs.front(), Some(Job::Kernel(..)));
     let queue = Mutex::new(jobs);
     let work = |suites: Sender<Suite>| {
         while let Some(job) = queue.lock().ok().and_then(|mut queue| queue.pop_front()) {
@@ -106,10 +105,9 @@ pub(super) fn all(fetched: Vec<Fetched>, everything: bool, binaries: Option<&Sta
         }
     };
     thread::scope(|scope| {
-        // What it traces is this machine: beside it runs what keeps one processor busy, and no more.
-        let early = beside_host.then(|| scope.spawn(|| work(suites.clone())));
+        // Alone: what it traces is this machine, and some of it has to fit between two timer ticks.
         let _ = suites.send(local::host(binaries));
-        for _ in usize::from(early.is_some())..AT_A_TIME {
+        for _ in 0..AT_A_TIME {
             scope.spawn(|| work(suites.clone()));
         }
     });
