@@ -253,7 +253,7 @@ fn load_all(bpf: &mut Ebpf, probes: &[&Probe], btf: &Btf, loaded: &mut Vec<Strin
             continue;
         }
         if let Some(body) = body::of(&probe.program) {
-            bodies::load(bpf, body, probe)?;
+            bodies::load(bpf, body, probe, btf)?;
         }
         let begun = Instant::now();
         load(bpf, probe, btf).map_err(|why| refused(probe, &why))?;

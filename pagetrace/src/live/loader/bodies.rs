@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use aya::{Ebpf, maps::ProgramArray, programs::Program};
+use aya::{Btf, Ebpf, maps::ProgramArray};
 use pagetrace_ebpf::wire::body::Body;
 
 use super::{AttachError, log_cost, program, refused};
@@ -12,17 +12,14 @@ use crate::plan::Probe;
 ///
 /// # Errors
 /// [`AttachError::Refused`] names the probe.
-pub(super) fn load(bpf: &mut Ebpf, body: &Body, probe: &Probe) -> Result<(), AttachError> {
+pub(super) fn load(bpf: &mut Ebpf, body: &Body, probe: &Probe, btf: &Btf) -> Result<(), AttachError> {
+    if program(bpf, body.program).is_ok_and(|program| program.fd().is_ok()) {
+        return Ok(());
+    }
     let begun = Instant::now();
-    let fd = match program(bpf, body.program).map_err(|why| refused(probe, &why))? {
-        Program::KProbe(program) if program.fd().is_err() => {
-            program.load().and_then(|()| Ok(program.fd()?.try_clone()?))
-        }
-        Program::PerfEvent(program) if program.fd().is_err() => {
-            program.load().and_then(|()| Ok(program.fd()?.try_clone()?))
-        }
-        _ => return Ok(()),
-    };
+    // Of the type that the probe's program has: only such may go on to it.
+    let own = Probe { program: body.program.to_owned(), ..probe.clone() };
+    let fd = super::load(bpf, &own, btf).and_then(|()| Ok(program(bpf, body.program)?.fd()?.try_clone()?));
     let fd = fd.map_err(|why| refused(probe, &why))?;
     log_cost(bpf, body.program, begun);
     let map = bpf.map_mut(body.map).ok_or_else(|| AttachError::Incomplete(format!("map {}", body.map)))?;
