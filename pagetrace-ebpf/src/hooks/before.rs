@@ -14,7 +14,7 @@ use pagetrace_ebpf::wire::{
     setting,
 };
 
-use super::violation::{OWNER_FLAGS, READER_SHIFT, WRITER_LOCKED, sem_word};
+use super::violation::{OWNER_FLAGS, WRITER_LOCKED, readers, sem_word};
 use crate::{
     kernel::{current, current_mm, predates_tracing},
     state::{Slot, count, now, slot, task_or_new},
@@ -54,7 +54,7 @@ fn holder(mm: u64) -> Holder {
         let owner = sem_word(mm, setting::SEM_OWNER).unwrap_or(0) & !OWNER_FLAGS;
         return if owner == current() { Holder::CurrentWrites } else { Holder::AnotherWrites };
     }
-    if (word & (i64::MAX as u64)) >> READER_SHIFT != 0 { Holder::Readers } else { Holder::Nobody }
+    if readers(word) != 0 { Holder::Readers } else { Holder::Nobody }
 }
 
 /// One pass over an address space: keeps it while every pass finds it locked.

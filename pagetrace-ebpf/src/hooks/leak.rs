@@ -15,7 +15,7 @@ use pagetrace_ebpf::wire::{
 use super::{
     lock::{given_away, remove},
     settle::settle,
-    violation::{OWNER_FLAGS, READER_SHIFT, WRITER_LOCKED, describe_hold, emit, sem_word},
+    violation::{OWNER_FLAGS, WRITER_LOCKED, describe_hold, emit, readers, sem_word},
 };
 use crate::{
     kernel::{current_mm, describe_mm, member, owner_task},
@@ -55,7 +55,7 @@ fn left_behind(slot: &Slot, holder: u64) -> bool {
     if slot.flags & held::WRITE != 0 {
         return word & WRITER_LOCKED != 0;
     }
-    word & WRITER_LOCKED == 0 && (word & (i64::MAX as u64)) >> READER_SHIFT != 0
+    word & WRITER_LOCKED == 0 && readers(word) != 0
 }
 
 /// The memory of a task is about to be freed; its address must be a number to the verifier.

@@ -13,17 +13,31 @@ use pagetrace_ebpf::wire::{
     stream::op,
 };
 
-use super::{settle::settle, violation};
+use super::{
+    settle::settle,
+    violation::{self, OWNER_FLAGS, readers, sem_word},
+};
 use crate::{
-    kernel::{all_attached, current_mm, describe_mm, predates_tracing, setting},
+    kernel::{all_attached, current, current_mm, describe_mm, predates_tracing, setting},
     stacks::{Probed, stack_id},
     state::{RECORDS, Slot, Task, anew, count, fill_header, flag, now, slot, task, task_or_new, through},
     stream, target,
 };
 
-/// When somebody who did not hold an mm's lock last released it for reading, nanoseconds of `CLOCK_MONOTONIC`.
+/// Releases of an mm's read lock by somebody who did not hold it.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Orphans {
+    /// When there was the last, nanoseconds of `CLOCK_MONOTONIC`.
+    last: u64,
+    /// When the last one left no reader, the same.
+    alone: u64,
+    /// The task that had become a reader last, when that one did.
+    reader: u64,
+}
+
 #[map]
-static ORPHAN_RELEASES: HashMap<u64, u64> = HashMap::with_max_entries(4096, 0);
+static ORPHAN_RELEASES: HashMap<u64, Orphans> = HashMap::with_max_entries(4096, 0);
 
 /// Locks of this address space are not worth tracking.
 #[inline(always)]
@@ -209,10 +223,9 @@ fn on_orphan(mm: u64, mode: u32, kernel_faults: u32) {
     if all_attached() {
         count(counter::UNMATCHED_RELEASE);
     }
-    let time = now();
     // Whether a writer's hold was released by another, the lock's own word tells: it names the writer.
-    if mode & held::READ != 0 && ORPHAN_RELEASES.insert(&mm, &time, 0).is_err() {
-        count(counter::ORPHAN_MAP_FULL);
+    if mode & held::READ != 0 {
+        orphaned(mm);
     }
     // A task older than the tracing held this lock unseen; a fault it took meanwhile was not judged.
     if kernel_faults != 0 && predates_tracing() {
@@ -220,12 +233,45 @@ fn on_orphan(mm: u64, mode: u32, kernel_faults: u32) {
     }
 }
 
+/// Remembers that somebody who does not hold the lock is about to release it for reading. A global function: see `stream`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn orphaned(mm: u64) -> u32 {
+    let last = now();
+    // SAFETY: the value is copied out at once.
+    let before = unsafe { ORPHAN_RELEASES.get(&mm) }.copied().unwrap_or(Orphans { last: 0, alone: 0, reader: 0 });
+    let mut orphans = Orphans { last, ..before };
+    // After the time: who became a reader before it is counted.
+    if sem_word(mm, setting::SEM_COUNT).is_some_and(|word| readers(word) == 1) {
+        orphans.alone = last;
+        orphans.reader = sem_word(mm, setting::SEM_OWNER).unwrap_or(0) & !OWNER_FLAGS;
+    }
+    if ORPHAN_RELEASES.insert(&mm, &orphans, 0).is_err() {
+        count(counter::ORPHAN_MAP_FULL);
+    }
+    0
+}
+
 /// Whether a release by somebody else may have ended a hold of these [`held`] flags that began at `since`, and that the lock's
 /// word does not rule out.
 #[inline(always)]
 pub(crate) fn given_away(mm: u64, flags: u32, since: u64) -> bool {
     // SAFETY: the value is copied out at once.
-    flags & held::READ != 0 && unsafe { ORPHAN_RELEASES.get(&mm) }.is_some_and(|&time| time > since)
+    flags & held::READ != 0 && unsafe { ORPHAN_RELEASES.get(&mm) }.is_some_and(|orphans| orphans.last > since)
+}
+
+/// Whether a release by somebody else has ended a hold of the current task that began at `since`: it left no reader.
+///
+/// A hold can be dated by the call that acquired it, so that one could be meant that still waited. The lock itself names the
+/// task as the last that became a reader, and only a task that entered the function again and has not come to the lock's
+/// count, a few instructions on, can be named for an earlier hold. A date that is an earlier acquisition's proves nothing.
+#[inline(always)]
+pub(crate) fn was_given_away(mm: u64, flags: u32, since: u64) -> bool {
+    let dated = flags & held::READ != 0 && flags & (held::TENTATIVE | held::DATED_EARLY) == 0;
+    // SAFETY: the value is copied out at once.
+    dated
+        && unsafe { ORPHAN_RELEASES.get(&mm) }
+            .is_some_and(|orphans| orphans.alone > since && orphans.reader == current())
 }
 
 /// Whether what found no slot proves nothing.
@@ -365,6 +411,7 @@ fn push_overflow(task: &mut Task, mm: u64, flags: u32, stack: i32) {
     } else if !known || (task.overflow_flags ^ flags) & held::WRITE != 0 {
         task.overflow_unsure = 1;
     }
+    task.overflow_last = now();
     task.overflow += 1;
     task.overflow_mm = mm;
     task.overflow_flags = flags;

@@ -10,7 +10,7 @@ use pagetrace_ebpf::wire::{
     stream::op,
 };
 
-use super::violation::{OWNER_FLAGS, READER_SHIFT, WRITER_LOCKED, sem_word};
+use super::violation::{OWNER_FLAGS, WRITER_LOCKED, readers, sem_word};
 use crate::{
     kernel::{current, member},
     state::{Slot, Task, count, slot, task},
@@ -111,7 +111,7 @@ pub(super) fn of_rwsem(word: Option<u64>, owner: Option<u64>, flags: u32) -> Out
             Some(_) => Outcome::Acquired,
         };
     }
-    if word & WRITER_LOCKED != 0 || (word & (i64::MAX as u64)) >> READER_SHIFT == 0 {
+    if word & WRITER_LOCKED != 0 || readers(word) == 0 {
         return Outcome::Failed;
     }
     // A killable wait ends without the lock for nothing but a fatal signal, and that stays pending until the task is gone

@@ -15,7 +15,7 @@ use pagetrace_ebpf::wire::{
 };
 
 use super::{
-    lock::{given_away, more_unsure, remove},
+    lock::{given_away, more_unsure, remove, was_given_away},
     page::page_tell,
     seen,
 };
@@ -28,7 +28,7 @@ use crate::{
 /// `RWSEM_WRITER_LOCKED`, kernel/locking/rwsem.c.
 pub(super) const WRITER_LOCKED: u64 = 1;
 /// Readers count from this bit, `RWSEM_READER_SHIFT`.
-pub(super) const READER_SHIFT: u32 = 8;
+const READER_SHIFT: u32 = 8;
 /// Flag bits in the low end of `rw_semaphore.owner`.
 pub(super) const OWNER_FLAGS: u64 = 7;
 
@@ -46,6 +46,12 @@ pub(crate) fn confirmed_by_lock(ctx: &impl EbpfContext, task: &mut Task, mm: u64
     emit(ctx, task, access);
 }
 
+/// How many hold a lock for reading, by its count.
+#[inline(always)]
+pub(super) fn readers(word: u64) -> u64 {
+    (word & i64::MAX as u64) >> READER_SHIFT
+}
+
 #[inline(always)]
 pub(super) fn sem_word(mm: u64, word: usize) -> Option<u64> {
     read(mm.wrapping_add(setting(setting::MM_LOCK)).wrapping_add(setting(word)))
@@ -58,7 +64,7 @@ fn is_over(slot: &Slot, word: u64, owner: u64, access: &Access) -> bool {
         return word & WRITER_LOCKED == 0 || owner & !OWNER_FLAGS != current();
     }
     let own = if slot.mm == access.mm { u64::from(access.own_readers) } else { 0 };
-    word & WRITER_LOCKED != 0 || (word & (i64::MAX as u64)) >> READER_SHIFT <= own
+    word & WRITER_LOCKED != 0 || readers(word) <= own
 }
 
 /// Removes holds that the lock words rule out: handed over and released elsewhere, or a release that was missed.
@@ -101,7 +107,7 @@ fn more(task: &Task) -> Slot {
 extern "C" fn violation_prune_more(streamed: u32) -> u32 {
     let Some(task) = task() else { return 0 };
     let copy = more(task);
-    if task.overflow_unsure != 0 || is_held(&copy, &task.access, streamed, mark::MORE) {
+    if task.overflow_unsure != 0 || is_held(&copy, task.overflow_last, &task.access, streamed, mark::MORE) {
         return 0;
     }
     count(counter::STALE_HOLD);
@@ -109,15 +115,17 @@ extern "C" fn violation_prune_more(streamed: u32) -> u32 {
     0
 }
 
-/// Whether the lock words leave it possible that `slot` is still held; with `streamed` the stream gets them.
+/// Whether it is possible that `slot`, the last of which began at `last`, is still held: neither the lock's words rule it out,
+/// nor how somebody else released it. With `streamed` the stream gets both.
 #[inline(always)]
-fn is_held(slot: &Slot, access: &Access, streamed: u32, mark: u32) -> bool {
+fn is_held(slot: &Slot, last: u64, access: &Access, streamed: u32, more: u32) -> bool {
     let word = sem_word(slot.mm, setting::SEM_COUNT);
     let owner = sem_word(slot.mm, setting::SEM_OWNER).unwrap_or(0);
+    let ended = was_given_away(slot.mm, slot.flags, last);
     if streamed != 0 {
-        stream::words(slot, word, owner, mark);
+        stream::words(slot, word, owner, more | if ended { mark::ENDED } else { 0 });
     }
-    word.is_none_or(|word| !is_over(slot, word, owner, access))
+    !ended && word.is_none_or(|word| !is_over(slot, word, owner, access))
 }
 
 #[unsafe(no_mangle)]
@@ -129,7 +137,7 @@ extern "C" fn violation_prune(index: u32, streamed: u32) -> u32 {
     }
     let copy = *slot(task, index);
     let access = task.access;
-    if !is_held(&copy, &access, streamed, 0) {
+    if !is_held(&copy, copy.since, &access, streamed, 0) {
         count(counter::STALE_HOLD);
         remove(task, index);
     }

@@ -53,6 +53,8 @@ pub mod seen {
     pub const READABLE: u32 = 1 << 18;
     /// The words are of the locks that found no room among those told apart.
     pub const MORE: u32 = 1 << 19;
+    /// Words of a hold that somebody else's release has ended: it left no reader.
+    pub const ENDED: u32 = 1 << 20;
 }
 
 wire! {

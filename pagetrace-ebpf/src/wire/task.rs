@@ -102,6 +102,8 @@ wire! {
         pub slots: [Slot; MAX_HELD],
         /// When the first of those that found no slot was acquired, nanoseconds of `CLOCK_MONOTONIC`.
         pub overflow_since: u64,
+        /// When the last of them was.
+        pub overflow_last: u64,
         /// Bits of [`super::lock::held`] of the last that found no slot.
         pub overflow_flags: u32,
         /// Not 0: what found no slot is not all known to be held, or is not all the same address space's.
@@ -135,7 +137,7 @@ wire! {
         /// Words of its stack, while they are compared; the addresses on it, while a violation is told.
         pub window: [u64; WINDOW_ROOM],
         /// Up to whole cache lines, of which each task then has its own.
-        pub spare: [u64; 5],
+        pub spare: [u64; 4],
     }
 }
 

@@ -55,6 +55,7 @@ pub const MODULE: &[Expected] = &[
     foreign("many-last", "read", "what is left is the one that there was no room for"),
     foreign("killable-foreign", "read", "that another kind of lock was not had ends no hold"),
     foreign("waits-handed", "read", "whoever had the lock before, and released it, it is held now"),
+    own("handed-retaken", "of two holds the first was given away, and only the second is held"),
     own("after-sleep", "a task that sleeps keeps its locks"),
     Expected { write: true, ..own("clear-user", "zeroing user memory is writing it") },
     own("strncpy", "a string is read from user memory as anything else"),

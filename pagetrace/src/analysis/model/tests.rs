@@ -191,6 +191,20 @@ fn a_missed_return_is_made_up_for_or_leaves_the_lock_unsure() {
 }
 
 #[test]
+fn a_hold_that_anothers_release_ended_is_over_whoever_reads_now() {
+    for (flags, left) in [(0, 2), (seen::ENDED, 1)] {
+        let mut model = Model::new(Rules::default());
+        let words = Words { mm: 7, count: 1 << 8, flags: seen::READABLE | held::READ, ..Words::default() };
+        let hold = Lock { mm: 7, op: op::ACQUIRED, flags: held::READ, ..Lock::default() };
+        (0..2).for_each(|_| drop(model.take(&Record::Lock(hold))));
+        model.take(&Record::Handler(Handler { mm: 9, flags: seen::WANTED, ..Handler::default() }));
+        model.take(&Record::Words(words));
+        model.take(&Record::Words(Words { flags: words.flags | flags, ..words }));
+        assert_eq!(model.finish().iter().map(|found| found.held.len()).collect::<Vec<_>>(), [left]);
+    }
+}
+
+#[test]
 fn a_lock_older_than_the_tracing_is_unknown_and_its_release_says_so() {
     let mut model = Model::new(Rules { attached_at: 1000, ..Rules::default() });
     for (task, start) in [(1, 500), (2, 1500)] {
