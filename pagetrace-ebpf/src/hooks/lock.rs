@@ -18,7 +18,7 @@ use super::{
     violation::{self, OWNER_FLAGS, readers, sem_word},
 };
 use crate::{
-    kernel::{all_attached, current, current_mm, describe_mm, predates_tracing, setting},
+    kernel::{all_attached, current, current_mm, describe_mm, number, predates_tracing, setting},
     stacks::{Probed, stack_id},
     state::{RECORDS, Slot, Task, anew, count, fill_header, flag, now, slot, task, task_or_new, through},
     stream, target,
@@ -225,7 +225,7 @@ fn on_orphan(mm: u64, mode: u32, kernel_faults: u32) {
     }
     // Whether a writer's hold was released by another, the lock's own word tells: it names the writer.
     if mode & held::READ != 0 {
-        orphaned(mm);
+        orphaned(number(mm));
     }
     // A task older than the tracing held this lock unseen; a fault it took meanwhile was not judged.
     if kernel_faults != 0 && predates_tracing() {
