@@ -16,6 +16,7 @@ use pagetrace_ebpf::wire::{body, counter, order, seen, setting, task};
 use tokio::io::unix::AsyncFd;
 
 use cast::linked;
+use kprobes::Kprobes;
 use only::only;
 use teach::Teacher;
 
@@ -90,8 +91,10 @@ pub struct Attached {
     teacher: Teacher,
     /// When everything was attached, nanoseconds of `CLOCK_MONOTONIC`.
     pub attached_at: u64,
-    /// Open as long as they are set.
-    events: Vec<OwnedFd>,
+    /// The events of the probes on user accesses.
+    accesses: Vec<OwnedFd>,
+    /// Those of the other probes that are attached by one, by program.
+    events: BTreeMap<String, Vec<OwnedFd>>,
 }
 
 /// A counter on each CPU; a single value where the kernel does not tell them apart.
@@ -185,7 +188,8 @@ pub fn attach(
     // Asked before anything is loaded, since the plan without what the kernel refuses of these loads it all again.
     let (accesses, rest): (Vec<&Probe>, Vec<&Probe>) =
         probes.iter().partition(|probe| probe.stage == Stage::UserAccess);
-    let events = access::ask(&accesses)?;
+    let kprobes = Kprobes::new(symbols);
+    let asked = access::ask(&accesses, &kprobes)?;
     let mut bpf = loader.load(&code)?;
     let object = begun.elapsed();
     fill_targets(&mut bpf, settings, targets)?;
@@ -195,15 +199,17 @@ pub fn attach(
         err => err,
     };
     load_all(&mut bpf, &accesses, btf, &mut programs).map_err(unloadable)?;
-    let events = access::attach(&mut bpf, &accesses, events, symbols)?;
+    let accesses = access::attach(&mut bpf, &accesses, asked, symbols)?;
     load_all(&mut bpf, &rest, btf, &mut programs).map_err(unloadable)?;
     let loaded = begun.elapsed();
     if settings.get(setting::MM_CACHE) == setting::NONE {
         // Only on kernels whose slabs cannot be read.
         iterate::find_address_spaces(&mut bpf, btf)?;
     }
+    let mut events: BTreeMap<String, Vec<OwnedFd>> = BTreeMap::new();
     for probe in rest {
-        attach_one(&mut bpf, probe).map_err(|why| refused(probe, &why))?;
+        let event = attach_by(&mut bpf, probe, &kprobes).map_err(|why| refused(probe, &why))?;
+        events.entry(probe.program.clone()).or_default().extend(event);
     }
     if cast.is_some() {
         log::debug!("programs cast");
@@ -233,6 +239,7 @@ pub fn attach(
         plan: plan.clone(),
         programs,
         teacher: Teacher::new(&mut bpf, symbols)?,
+        accesses,
         events,
         bpf,
     })
@@ -325,6 +332,13 @@ fn load(bpf: &mut Ebpf, probe: &Probe, btf: &Btf) -> Result<(), ProgramError> {
         ProgramType::RawTracepoint => <&mut RawTracePoint>::try_from(program)?.load(),
         ProgramType::Breakpoint => <&mut PerfEvent>::try_from(program)?.load(),
     }
+}
+
+/// Attaches a probe; one that an event runs is attached as long as that is open.
+fn attach_by(bpf: &mut Ebpf, probe: &Probe, kprobes: &Kprobes<'_>) -> Result<Option<OwnedFd>, ProgramError> {
+    let Some(event) = kprobes.open(probe).transpose()? else { return attach_one(bpf, probe).map(|()| None) };
+    kprobes::run(bpf, probe, &event)?;
+    Ok(Some(event))
 }
 
 fn attach_one(bpf: &mut Ebpf, probe: &Probe) -> Result<(), ProgramError> {
@@ -429,9 +443,11 @@ impl Attached {
     /// Detaches everything; maps can still be read.
     pub fn detach(&mut self) {
         let begun = Instant::now();
-        self.events.clear();
+        // First: without the releases a lock would seem held.
+        self.accesses.clear();
         // The reverse of attaching.
         for name in self.programs.iter().rev() {
+            self.events.remove(name);
             if let Some(program) = self.bpf.program_mut(name) {
                 let _ = unload(program);
             }
@@ -463,6 +479,7 @@ mod access;
 mod bodies;
 mod cast;
 mod iterate;
+mod kprobes;
 #[cfg(test)]
 mod object;
 mod only;

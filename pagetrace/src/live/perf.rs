@@ -15,6 +15,7 @@ use std::{
 struct Attributes {
     kind: u32,
     size: u32,
+    /// Of a kprobe: its lowest bit stands for a kretprobe (kernel/events/core.c, `PERF_PROBE_CONFIG_IS_RETPROBE`).
     config: u64,
     sample_period: u64,
     sample_type: u64,
@@ -24,7 +25,7 @@ struct Attributes {
     breakpoint_type: u32,
     /// `bp_addr`, or the address of a function's name.
     place: u64,
-    /// `bp_len`, or an offset in the function.
+    /// `bp_len`, or `kprobe_addr`, which counts when there is no name.
     extent: u64,
 }
 
@@ -60,14 +61,23 @@ pub(super) fn kprobes() -> Option<u32> {
     fs::read_to_string("/sys/bus/event_source/devices/kprobe/type").ok()?.trim().parse().ok()
 }
 
-/// A kprobe at the entry of `function`, for [`run`]. It is hit on every processor.
+/// A kprobe at the entry of `function`, or where it returns, for [`run`]. It is hit on every processor.
 ///
 /// # Errors
 /// `EINVAL` where the kernel takes none, as in functions built without ftrace (kernel/trace/trace_kprobe.c, `within_notrace_func`).
-pub(super) fn kprobe(kprobes: u32, function: &str) -> io::Result<OwnedFd> {
+pub(super) fn kprobe(kprobes: u32, function: &str, returns: bool) -> io::Result<OwnedFd> {
     let name = CString::new(function)?;
     // The kernel copies the name while it opens the event.
-    open(Attributes { kind: kprobes, place: name.as_ptr() as u64, ..Attributes::default() }, 0)
+    let place = name.as_ptr() as u64;
+    open(Attributes { kind: kprobes, config: u64::from(returns), place, ..Attributes::default() }, 0)
+}
+
+/// The same, of the function at `address`.
+///
+/// # Errors
+/// As [`kprobe`].
+pub(super) fn kprobe_at(kprobes: u32, address: u64, returns: bool) -> io::Result<OwnedFd> {
+    open(Attributes { kind: kprobes, config: u64::from(returns), extent: address, ..Attributes::default() }, 0)
 }
 
 /// Opens an event of all tasks.

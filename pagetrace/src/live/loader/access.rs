@@ -10,11 +10,15 @@ use std::{
 
 use aya::{
     Ebpf,
-    programs::{KProbe, PerfEvent, ProgramError},
-    sys::SyscallError,
+    programs::{PerfEvent, ProgramError},
 };
 
-use super::{super::perf, AttachError, attach_one, program, refusal};
+use super::{
+    super::perf,
+    AttachError, attach_one,
+    kprobes::{self, Kprobes},
+    program, refusal,
+};
 use crate::{
     kernel::kallsyms::Kallsyms,
     plan::{Probe, ProgramType},
@@ -24,17 +28,12 @@ use crate::{
 ///
 /// # Errors
 /// [`AttachError::Closed`] with all that the kernel refused.
-pub(super) fn ask(probes: &[&Probe]) -> Result<Vec<Option<OwnedFd>>, AttachError> {
-    let kprobes = perf::kprobes();
+pub(super) fn ask(probes: &[&Probe], kprobes: &Kprobes<'_>) -> Result<Vec<Option<OwnedFd>>, AttachError> {
     let (mut events, mut closed) = (Vec::new(), Vec::new());
     for probe in probes {
-        let asked = match (kprobes, probe.kind) {
-            (Some(kprobes), ProgramType::Kprobe) => Some(perf::kprobe(kprobes, &probe.target)),
-            _ => None,
-        };
-        match asked.transpose() {
+        match kprobes.open(probe).transpose() {
             Ok(event) => events.push(event),
-            Err(io_error) => closed.push(refusal(probe, &failed("perf_event_open", io_error))),
+            Err(why) => closed.push(refusal(probe, &why)),
         }
     }
     if closed.is_empty() { Ok(events) } else { Err(AttachError::Closed(closed)) }
@@ -53,7 +52,7 @@ pub(super) fn attach(
     let (mut kept, mut closed) = (Vec::new(), Vec::new());
     for (probe, event) in probes.iter().zip(events) {
         let attached = match (event, probe.kind) {
-            (Some(event), _) => run_by(bpf, probe, event).map(|event| vec![event]),
+            (Some(event), _) => kprobes::run(bpf, probe, &event).map(|()| vec![event]),
             (None, ProgramType::Breakpoint) => break_at(bpf, probe, symbols),
             (None, _) => attach_one(bpf, probe).map(|()| Vec::new()),
         };
@@ -63,16 +62,6 @@ pub(super) fn attach(
         }
     }
     if closed.is_empty() { Ok(kept) } else { Err(AttachError::Closed(closed)) }
-}
-
-fn failed(call: &'static str, io_error: io::Error) -> ProgramError {
-    SyscallError { call, io_error }.into()
-}
-
-fn run_by(bpf: &mut Ebpf, probe: &Probe, event: OwnedFd) -> Result<OwnedFd, ProgramError> {
-    let program: &mut KProbe = program(bpf, &probe.program)?.try_into()?;
-    perf::run(&event, program.fd()?.as_fd()).map_err(|err| failed("PERF_EVENT_IOC_SET_BPF", err))?;
-    Ok(event)
 }
 
 /// Sets the breakpoint on every processor.
