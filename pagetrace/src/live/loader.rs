@@ -198,9 +198,11 @@ pub fn attach(
         AttachError::Refused(refusal) if cast.is_some() && !refusal.whole_type => AttachError::Unloadable(refusal),
         err => err,
     };
+    // What is most likely refused is loaded first, and attached last.
     load_all(&mut bpf, &accesses, btf, &mut programs).map_err(unloadable)?;
-    let accesses = access::attach(&mut bpf, &accesses, asked, symbols)?;
+    let loaded_first = programs.len();
     load_all(&mut bpf, &rest, btf, &mut programs).map_err(unloadable)?;
+    programs.rotate_left(loaded_first);
     let loaded = begun.elapsed();
     if settings.get(setting::MM_CACHE) == setting::NONE {
         // Only on kernels whose slabs cannot be read.
@@ -211,6 +213,8 @@ pub fn attach(
         let event = attach_by(&mut bpf, probe, &kprobes).map_err(|why| refused(probe, &why))?;
         events.entry(probe.program.clone()).or_default().extend(event);
     }
+    // On an emulated processor all takes longer while breakpoints are set.
+    let accesses = access::attach(&mut bpf, &accesses, asked, symbols)?;
     if cast.is_some() {
         log::debug!("programs cast");
     }
@@ -443,9 +447,8 @@ impl Attached {
     /// Detaches everything; maps can still be read.
     pub fn detach(&mut self) {
         let begun = Instant::now();
-        // First: without the releases a lock would seem held.
+        // The reverse of attaching: without the probes of releases a lock would seem held.
         self.accesses.clear();
-        // The reverse of attaching.
         for name in self.programs.iter().rev() {
             self.events.remove(name);
             if let Some(program) = self.bpf.program_mut(name) {
