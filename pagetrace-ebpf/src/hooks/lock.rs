@@ -5,7 +5,11 @@
 //! whoever's `current->mm` it is; a release by a task that holds nothing was handed to it, or is older than the
 //! tracing.
 
-use aya_ebpf::{helpers::generated::bpf_jiffies64, macros::map, maps::HashMap};
+use aya_ebpf::{
+    helpers::generated::bpf_jiffies64,
+    macros::map,
+    maps::{Array, HashMap},
+};
 use pagetrace_ebpf::wire::{
     counter, kind,
     lock::{Hold, MAX_HELD, Wait, held},
@@ -15,29 +19,33 @@ use pagetrace_ebpf::wire::{
 
 use super::{
     settle::settle,
-    violation::{self, OWNER_FLAGS, readers, sem_word},
+    violation::{self, FLAG_WAITERS, readers, sem_word},
 };
 use crate::{
-    kernel::{all_attached, current, current_mm, describe_mm, number, predates_tracing, setting},
+    kernel::{all_attached, current_mm, describe_mm, number, predates_tracing, setting},
     stacks::{Probed, stack_id},
     state::{RECORDS, Slot, Task, anew, count, fill_header, flag, now, slot, task, task_or_new, through},
     stream, target,
 };
 
-/// Releases of an mm's read lock by somebody who did not hold it.
+/// Releases of an mm's read lock by somebody who did not hold it; nanoseconds of `CLOCK_MONOTONIC`, 0 for never.
 #[derive(Clone, Copy)]
 #[repr(C)]
 struct Orphans {
-    /// When there was the last, nanoseconds of `CLOCK_MONOTONIC`.
+    /// When there was the last.
     last: u64,
-    /// When the last one left no reader, the same.
+    /// When the last one left no reader.
     alone: u64,
-    /// The task that had become a reader last, when that one did.
-    reader: u64,
+    /// When the last one did, and nobody waited for the lock.
+    quiet: u64,
 }
 
 #[map]
 static ORPHAN_RELEASES: HashMap<u64, Orphans> = HashMap::with_max_entries(4096, 0);
+
+/// When the last of all such releases was.
+#[map]
+static LAST_ORPHAN: Array<u64> = Array::with_max_entries(1, 0);
 
 /// Locks of this address space are not worth tracking.
 #[inline(always)]
@@ -104,7 +112,7 @@ pub(crate) fn on_attempt(ctx: &impl Probed, mm: u64, flags: u32) {
     let op = if tentative { op::ATTEMPT } else { op::ACQUIRED };
     let told = stream::lock(task, mm, op, flags & !held::TENTATIVE);
     confirm(ctx, task, mm, flags, !tentative);
-    push(ctx, task, mm, flags | told.streamed);
+    push(ctx, task, mm, flags | held::SINCE_CALL | told.streamed);
     if tentative {
         task.attempt_frame = ctx.on_stack();
     }
@@ -149,7 +157,7 @@ pub(crate) fn on_return(ctx: &impl Probed, acquired: bool) {
     end_wait(ctx, task, last.mm, last.flags & !held::TENTATIVE, u32::from(acquired));
     if acquired {
         let last = slot(task, top);
-        last.flags &= !(held::TENTATIVE | held::DATED_EARLY);
+        last.flags &= !(held::TENTATIVE | held::DATED_EARLY | held::SINCE_CALL);
         last.since = now();
     } else {
         task.depth = top;
@@ -237,18 +245,26 @@ fn on_orphan(mm: u64, mode: u32, kernel_faults: u32) {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn orphaned(mm: u64) -> u32 {
-    let last = now();
-    // SAFETY: the value is copied out at once.
-    let before = unsafe { ORPHAN_RELEASES.get(&mm) }.copied().unwrap_or(Orphans { last: 0, alone: 0, reader: 0 });
-    let mut orphans = Orphans { last, ..before };
-    // After the time: who became a reader before it is counted.
-    if sem_word(mm, setting::SEM_COUNT).is_some_and(|word| readers(word) == 1) {
-        orphans.alone = last;
-        orphans.reader = sem_word(mm, setting::SEM_OWNER).unwrap_or(0) & !OWNER_FLAGS;
+    let now = now();
+    if let Some(last) = LAST_ORPHAN.get_ptr_mut(0) {
+        // SAFETY: the pointer is into the map; of two that write at once either is the last.
+        unsafe { *last = now };
     }
+    // SAFETY: the value is copied out at once.
+    let mut orphans = unsafe { ORPHAN_RELEASES.get(&mm) }.copied().unwrap_or(Orphans { last: 0, alone: 0, quiet: 0 });
+    orphans.last = now;
     if ORPHAN_RELEASES.insert(&mm, &orphans, 0).is_err() {
         count(counter::ORPHAN_MAP_FULL);
+        return 0;
     }
+    // Behind the time, and the map's own lock keeps it there: who became a reader before it is counted.
+    let Some(word) = sem_word(mm, setting::SEM_COUNT).filter(|word| readers(*word) == 1) else { return 0 };
+    orphans.alone = now;
+    if word & FLAG_WAITERS == 0 {
+        orphans.quiet = now;
+    }
+    // It has its place already.
+    let _ = ORPHAN_RELEASES.insert(&mm, &orphans, 0);
     0
 }
 
@@ -260,18 +276,24 @@ pub(crate) fn given_away(mm: u64, flags: u32, since: u64) -> bool {
     flags & held::READ != 0 && unsafe { ORPHAN_RELEASES.get(&mm) }.is_some_and(|orphans| orphans.last > since)
 }
 
-/// Whether a release by somebody else has ended a hold of the current task that began at `since`: it left no reader.
+/// What lies between the call that acquires and the lock, when nobody waits: far more than it takes.
+const CALL_NS: u64 = 50_000;
+
+/// Whether a release by somebody else has ended a hold of these [`held`] flags that began at `since`: it left no reader.
 ///
-/// A hold can be dated by the call that acquired it, so that one could be meant that still waited. The lock itself names the
-/// task as the last that became a reader, and only a task that entered the function again and has not come to the lock's
-/// count, a few instructions on, can be named for an earlier hold. A date that is an earlier acquisition's proves nothing.
+/// A hold that is dated by the call may have begun later. One that had to wait was among the waiters, and one that had not is let
+/// its time.
 #[inline(always)]
 pub(crate) fn was_given_away(mm: u64, flags: u32, since: u64) -> bool {
-    let dated = flags & held::READ != 0 && flags & (held::TENTATIVE | held::DATED_EARLY) == 0;
+    if flags & held::READ == 0 || flags & held::TENTATIVE != 0 {
+        return false;
+    }
     // SAFETY: the value is copied out at once.
-    dated
-        && unsafe { ORPHAN_RELEASES.get(&mm) }
-            .is_some_and(|orphans| orphans.alone > since && orphans.reader == current())
+    unsafe { ORPHAN_RELEASES.get(&mm) }.is_some_and(|orphans| match flags & held::SINCE_CALL {
+        0 => orphans.alone > since,
+        // With an earlier call's date nothing tells.
+        _ => flags & held::DATED_EARLY == 0 && orphans.quiet > since.wrapping_add(CALL_NS),
+    })
 }
 
 /// Whether what found no slot proves nothing.
@@ -367,7 +389,8 @@ const PACE_MASK: u32 = (1 << PACE_BITS) - 1;
 /// When a hold begins, and whether that is only known to the tick.
 ///
 /// Reading the clock is a sixth of what an acquisition costs. A task that takes and releases one lock dozens of times in a timer
-/// tick has it read no more until the next: its holds are then dated by the last reading, up to a tick early.
+/// tick has it read no more until the next: its holds are then dated by the last reading, up to a tick early. That must not be
+/// before a release which could be taken for theirs.
 #[inline(always)]
 fn time_of(task: &mut Task, depth: u32, mm: u64) -> (u64, u32) {
     // What tells every hold, tells how long it was.
@@ -384,7 +407,7 @@ fn time_of(task: &mut Task, depth: u32, mm: u64) -> (u64, u32) {
     } else {
         // What the last hold has left there.
         let last = slot(task, 0);
-        if last.mm == mm {
+        if last.mm == mm && LAST_ORPHAN.get(0).is_some_and(|orphan| *orphan < last.since) {
             return (last.since, held::DATED_EARLY);
         }
     }
@@ -442,7 +465,8 @@ fn overflow_returned(task: &mut Task, acquired: bool) {
         stream::returned(task, task.overflow_mm, task.overflow_flags, acquired);
     }
     if acquired {
-        task.overflow_flags &= !held::TENTATIVE;
+        task.overflow_flags &= !(held::TENTATIVE | held::SINCE_CALL);
+        task.overflow_last = now();
     } else {
         drop_overflow(task);
     }

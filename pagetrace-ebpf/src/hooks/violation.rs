@@ -27,6 +27,8 @@ use crate::{
 
 /// `RWSEM_WRITER_LOCKED`, kernel/locking/rwsem.c.
 pub(super) const WRITER_LOCKED: u64 = 1;
+/// `RWSEM_FLAG_WAITERS`.
+pub(super) const FLAG_WAITERS: u64 = 1 << 1;
 /// Readers count from this bit, `RWSEM_READER_SHIFT`.
 const READER_SHIFT: u32 = 8;
 /// Flag bits in the low end of `rw_semaphore.owner`.

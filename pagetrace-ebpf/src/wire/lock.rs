@@ -32,6 +32,8 @@ pub mod held {
     pub const ANY_SIGNAL: u32 = 1 << 9;
     /// The time is an earlier acquisition's of the same lock by the same task, in the same timer tick.
     pub const DATED_EARLY: u32 = 1 << 10;
+    /// The time is that of the call: what it waited for the lock is in it.
+    pub const SINCE_CALL: u32 = 1 << 11;
 }
 
 wire! {
