@@ -10,12 +10,15 @@ const DIFFERENCES: &[(&str, &str)] = &[
     ("atomic", ATOMIC),
     ("preempt-off", ATOMIC),
     ("crossed-released", ONE_CLASS),
-    ("handed-over", "up_read_non_owner() does not tell lockdep that the lock is released: to it the task still has it"),
+    ("handed-over", HANDED),
+    ("handed-read", HANDED),
     (
         "iter-clean",
         "bpf_iter_run_prog() says might_fault() before any sleepable program; this one copies without faulting",
     ),
 ];
+
+const HANDED: &str = "up_read_non_owner() does not tell lockdep that the lock is released: to it the task still has it";
 
 const ONE_CLASS: &str =
     "lockdep has one class for all mmap locks; pagetrace tells address spaces apart, and these are taken in one order";
