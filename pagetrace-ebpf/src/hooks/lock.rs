@@ -6,6 +6,7 @@
 //! tracing.
 
 use aya_ebpf::{
+    bindings::BPF_NOEXIST,
     helpers::generated::bpf_jiffies64,
     macros::map,
     maps::{Array, HashMap},
@@ -247,25 +248,34 @@ fn on_orphan(mm: u64, mode: u32, kernel_faults: u32) {
 extern "C" fn orphaned(mm: u64) -> u32 {
     let now = now();
     if let Some(last) = LAST_ORPHAN.get_ptr_mut(0) {
-        // SAFETY: the pointer is into the map; of two that write at once either is the last.
-        unsafe { *last = now };
+        later(last, now);
     }
-    // SAFETY: the value is copied out at once.
-    let mut orphans = unsafe { ORPHAN_RELEASES.get(&mm) }.copied().unwrap_or(Orphans { last: 0, alone: 0, quiet: 0 });
-    orphans.last = now;
-    if ORPHAN_RELEASES.insert(&mm, &orphans, 0).is_err() {
+    // The map's own lock keeps the time before the word: who becomes a reader too late to be counted finds the time.
+    let _ = ORPHAN_RELEASES.insert(&mm, &Orphans { last: 0, alone: 0, quiet: 0 }, BPF_NOEXIST.into());
+    let Some(orphans) = ORPHAN_RELEASES.get_ptr_mut(&mm) else {
         count(counter::ORPHAN_MAP_FULL);
         return 0;
-    }
-    // Behind the time, and the map's own lock keeps it there: who became a reader before it is counted.
+    };
+    // SAFETY: the pointer is into the map, of which nothing is removed.
+    let orphans = unsafe { &mut *orphans };
+    later(&raw mut orphans.last, now);
     let Some(word) = sem_word(mm, setting::SEM_COUNT).filter(|word| readers(*word) == 1) else { return 0 };
-    orphans.alone = now;
+    later(&raw mut orphans.alone, now);
     if word & FLAG_WAITERS == 0 {
-        orphans.quiet = now;
+        later(&raw mut orphans.quiet, now);
     }
-    // It has its place already.
-    let _ = ORPHAN_RELEASES.insert(&mm, &orphans, 0);
     0
+}
+
+/// Two can release at once, and the later time is to stay.
+#[inline(always)]
+fn later(place: *mut u64, now: u64) {
+    // SAFETY: the callers' pointers are into maps.
+    unsafe {
+        if *place < now {
+            *place = now;
+        }
+    }
 }
 
 /// Whether a release by somebody else may have ended a hold of these [`held`] flags that began at `since`, and that the lock's
