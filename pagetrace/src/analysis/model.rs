@@ -374,7 +374,8 @@ fn known<'a>(tasks: &'a mut HashMap<u64, Task>, crowded: &mut u64, address: u64)
     Some(tasks.entry(address).or_default())
 }
 
-/// Whether a lock's words, or that another's release left no reader of it, rule out that `task` holds it. `own` readers are the fault handler's.
+/// Whether a lock's words rule out that `task` holds it, or that another's release left no reader. `own` readers are the fault
+/// handler's.
 fn rules_out(words: &Words, write: bool, task: u64, own: u64) -> bool {
     if words.flags & seen::ENDED != 0 {
         return true;
