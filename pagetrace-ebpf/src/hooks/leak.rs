@@ -13,7 +13,8 @@ use pagetrace_ebpf::wire::{
 };
 
 use super::{
-    lock::{given_away, remove},
+    lock::remove,
+    orphan::given_away,
     settle::settle,
     violation::{OWNER_FLAGS, WRITER_LOCKED, describe_hold, emit, readers, sem_word},
 };

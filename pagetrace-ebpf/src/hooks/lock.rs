@@ -5,12 +5,7 @@
 //! whoever's `current->mm` it is; a release by a task that holds nothing was handed to it, or is older than the
 //! tracing.
 
-use aya_ebpf::{
-    bindings::BPF_NOEXIST,
-    helpers::generated::bpf_jiffies64,
-    macros::map,
-    maps::{Array, HashMap},
-};
+use aya_ebpf::helpers::generated::bpf_jiffies64;
 use pagetrace_ebpf::wire::{
     counter, kind,
     lock::{Hold, MAX_HELD, Wait, held},
@@ -19,8 +14,9 @@ use pagetrace_ebpf::wire::{
 };
 
 use super::{
+    orphan::{given_away, none_since, orphan_released},
     settle::settle,
-    violation::{self, FLAG_WAITERS, readers, sem_word},
+    violation,
 };
 use crate::{
     kernel::{all_attached, current_mm, describe_mm, number, predates_tracing, setting},
@@ -28,25 +24,6 @@ use crate::{
     state::{RECORDS, Slot, Task, anew, count, fill_header, flag, now, slot, task, task_or_new, through},
     stream, target,
 };
-
-/// Releases of an mm's read lock by somebody who did not hold it; nanoseconds of `CLOCK_MONOTONIC`, 0 for never.
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct Orphans {
-    /// When there was the last.
-    last: u64,
-    /// When the last one left no reader.
-    alone: u64,
-    /// When the last one did, and nobody waited for the lock.
-    quiet: u64,
-}
-
-#[map]
-static ORPHAN_RELEASES: HashMap<u64, Orphans> = HashMap::with_max_entries(4096, 0);
-
-/// When the last of all such releases was.
-#[map]
-static LAST_ORPHAN: Array<u64> = Array::with_max_entries(1, 0);
 
 /// Locks of this address space are not worth tracking.
 #[inline(always)]
@@ -234,76 +211,12 @@ fn on_orphan(mm: u64, mode: u32, kernel_faults: u32) {
     }
     // Whether a writer's hold was released by another, the lock's own word tells: it names the writer.
     if mode & held::READ != 0 {
-        orphaned(number(mm));
+        orphan_released(number(mm));
     }
     // A task older than the tracing held this lock unseen; a fault it took meanwhile was not judged.
     if kernel_faults != 0 && predates_tracing() {
         count(counter::FAULT_BEFORE_KNOWN);
     }
-}
-
-/// Remembers that somebody who does not hold the lock is about to release it for reading. A global function: see `stream`.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn orphaned(mm: u64) -> u32 {
-    let now = now();
-    if let Some(last) = LAST_ORPHAN.get_ptr_mut(0) {
-        later(last, now);
-    }
-    // The map's own lock keeps the time before the word: who becomes a reader too late to be counted finds the time.
-    let _ = ORPHAN_RELEASES.insert(&mm, &Orphans { last: 0, alone: 0, quiet: 0 }, BPF_NOEXIST.into());
-    let Some(orphans) = ORPHAN_RELEASES.get_ptr_mut(&mm) else {
-        count(counter::ORPHAN_MAP_FULL);
-        return 0;
-    };
-    // SAFETY: the pointer is into the map, of which nothing is removed.
-    let orphans = unsafe { &mut *orphans };
-    later(&raw mut orphans.last, now);
-    let Some(word) = sem_word(mm, setting::SEM_COUNT).filter(|word| readers(*word) == 1) else { return 0 };
-    later(&raw mut orphans.alone, now);
-    if word & FLAG_WAITERS == 0 {
-        later(&raw mut orphans.quiet, now);
-    }
-    0
-}
-
-/// Two can release at once, and the later time is to stay.
-#[inline(always)]
-fn later(place: *mut u64, now: u64) {
-    // SAFETY: the callers' pointers are into maps.
-    unsafe {
-        if *place < now {
-            *place = now;
-        }
-    }
-}
-
-/// Whether a release by somebody else may have ended a hold of these [`held`] flags that began at `since`, and that the lock's
-/// word does not rule out.
-#[inline(always)]
-pub(crate) fn given_away(mm: u64, flags: u32, since: u64) -> bool {
-    // SAFETY: the value is copied out at once.
-    flags & held::READ != 0 && unsafe { ORPHAN_RELEASES.get(&mm) }.is_some_and(|orphans| orphans.last > since)
-}
-
-/// What lies between the call that acquires and the lock, when nobody waits: far more than it takes.
-const CALL_NS: u64 = 50_000;
-
-/// Whether a release by somebody else has ended a hold of these [`held`] flags that began at `since`: it left no reader.
-///
-/// A hold that is dated by the call may have begun later. One that had to wait was among the waiters, and one that had not is let
-/// its time.
-#[inline(always)]
-pub(crate) fn was_given_away(mm: u64, flags: u32, since: u64) -> bool {
-    if flags & held::READ == 0 || flags & held::TENTATIVE != 0 {
-        return false;
-    }
-    // SAFETY: the value is copied out at once.
-    unsafe { ORPHAN_RELEASES.get(&mm) }.is_some_and(|orphans| match flags & held::SINCE_CALL {
-        0 => orphans.alone > since,
-        // With an earlier call's date nothing tells.
-        _ => flags & held::DATED_EARLY == 0 && orphans.quiet > since.wrapping_add(CALL_NS),
-    })
 }
 
 /// Whether what found no slot proves nothing.
@@ -417,7 +330,7 @@ fn time_of(task: &mut Task, depth: u32, mm: u64) -> (u64, u32) {
     } else {
         // What the last hold has left there.
         let last = slot(task, 0);
-        if last.mm == mm && LAST_ORPHAN.get(0).is_some_and(|orphan| *orphan < last.since) {
+        if last.mm == mm && none_since(last.since) {
             return (last.since, held::DATED_EARLY);
         }
     }
@@ -438,13 +351,13 @@ fn push_overflow(task: &mut Task, mm: u64, flags: u32, stack: i32) {
             return;
         }
     }
+    task.overflow_last = now();
     if task.overflow == 0 {
-        task.overflow_since = now();
+        task.overflow_since = task.overflow_last;
         task.overflow_unsure = 0;
     } else if !known || (task.overflow_flags ^ flags) & held::WRITE != 0 {
         task.overflow_unsure = 1;
     }
-    task.overflow_last = now();
     task.overflow += 1;
     task.overflow_mm = mm;
     task.overflow_flags = flags;

@@ -7,6 +7,7 @@ pub(crate) mod leak;
 pub(crate) mod lock;
 pub(crate) mod module;
 pub(crate) mod order;
+mod orphan;
 mod page;
 mod seen;
 pub(crate) mod settle;

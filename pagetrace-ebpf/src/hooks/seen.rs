@@ -17,7 +17,7 @@ use pagetrace_ebpf::wire::{
 
 use super::violation::sem_word;
 use crate::{
-    hooks::lock::{given_away, more_unsure},
+    hooks::{lock::more_unsure, orphan::given_away},
     kernel::current,
     state::{Task, count, now, slot, task},
 };

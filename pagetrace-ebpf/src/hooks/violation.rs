@@ -15,7 +15,8 @@ use pagetrace_ebpf::wire::{
 };
 
 use super::{
-    lock::{given_away, more_unsure, remove, was_given_away},
+    lock::{more_unsure, remove},
+    orphan::{given_away, was_given_away},
     page::page_tell,
     seen,
 };
